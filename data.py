@@ -1,0 +1,714 @@
+"""Pictures and labels: from files to uint8 tensors, to a split, to batches on the device.
+
+    dataset = load("bhw1.tar.xz")                       # or a folder, a .zip, "cifar10", "demo"
+    train, val = split(dataset.labels, 0.1, seed=0)     # before anything is concatenated
+    batches = Batches(dataset.images, dataset.labels, train, pipelines, 64, seed=0, device="cuda")
+    for x, y in batches.epoch(0): ...                   # float [B, 3, S, S] in [0, 1], int64 [B]
+
+Every picture is decoded once and then lives as uint8 where the arithmetic is. There are no worker
+processes and nothing happens to a picture one at a time after that.
+"""
+
+import csv
+import hashlib
+import io
+import os
+import re
+import sys
+import tarfile
+import time
+import zipfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Optional
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
+CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # torchvision's folders
+SMALLEST, LARGEST = 16, 512  # sides in pixels: below, no network fits; above, it isn't small
+
+
+@dataclass
+class Dataset:
+    """A source's pictures in memory; N labelled ones and M to be answered.
+
+    images uint8 [N, 3, S, S], labels int64 [N] as indices into classes, ids the source's own names.
+    is_val marks the validation part that the source itself brings (bool [N]), if it does.
+    test_labels int64 [M] only where they are published. columns: the submission's header.
+    """
+
+    source: str
+    classes: list
+    labels: torch.Tensor
+    ids: list
+    images: Optional[torch.Tensor] = None
+    is_val: Optional[torch.Tensor] = None
+    test_ids: list = field(default_factory=list)
+    test_images: Optional[torch.Tensor] = None
+    test_labels: Optional[torch.Tensor] = None
+    columns: tuple = ("Id", "Category")
+    files: list = field(default_factory=list)  # names in the source, where pictures are files
+    test_files: list = field(default_factory=list)
+
+    @property
+    def val_indices(self):
+        """The source's own validation part as int64 indices, or None where it brings none."""
+        return None if self.is_val is None else self.is_val.nonzero().flatten()
+
+    @property
+    def fingerprint(self):
+        """A hash of the labelled ids and their classes: what a resumed run must find again."""
+        lines = (f"{i}\t{self.classes[y]}\n" for i, y in zip(self.ids, self.labels.tolist()))
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
+
+    def take(self, indices):
+        """The same source with only these of its labelled pictures; all classes stay."""
+        chosen = indices.tolist()
+        return replace(
+            self,
+            labels=self.labels[indices],
+            ids=[self.ids[i] for i in chosen],
+            files=[self.files[i] for i in chosen] if self.files else [],
+            images=None if self.images is None else self.images[indices],
+            is_val=None if self.is_val is None else self.is_val[indices],
+        )
+
+
+# ---------------------------------------------------------------- from a source to a data set
+
+
+def load(source=None, size=None, limit=None, labelled=True, test=True):
+    """Read a source into memory; a ValueError or OSError says in one sentence what is wrong.
+
+    source: a folder, an archive, "cifar10", "cifar100", "demo", or None to look for one.
+    size: side in pixels that pictures are resized to; None: the most common one.
+    limit: at most this many labelled pictures, stratified, always the same ones.
+    labelled, test: which parts to decode; labels and ids are there in any case.
+    """
+    source = find_source() if source is None else str(source)
+    if source == "demo":
+        dataset = draw_demo(size or SMALLEST)
+    elif source in CIFAR:
+        dataset = load_cifar(source, size)
+    else:
+        files = Files(source)
+        dataset = describe(files)
+    if len(dataset.classes) < 2:
+        raise ValueError(
+            f"{source} has only the class {dataset.classes[0]!r}: nothing to tell apart"
+        )
+    if limit is not None and limit < len(dataset.labels):
+        own = dataset.labels if dataset.is_val is None else dataset.labels * 2 + dataset.is_val
+        dataset = dataset.take(stratified(own, limit, seed=0).nonzero().flatten())
+    if dataset.files:
+        size = size or common_side(files, dataset.files)
+        if labelled:
+            dataset.images = decode(files, dataset.files, size)
+        if test and dataset.test_files:
+            dataset.test_images = decode(files, dataset.test_files, size)
+    return dataset
+
+
+def find_source(places=("data", "/kaggle/input")):
+    """The one data set below data/ or /kaggle/input/, else "demo"; says which was taken."""
+    for place in map(Path, places):
+        if not place.is_dir():
+            continue
+        found = [name for name, folder in CIFAR.items() if (place / folder).is_dir()]
+        for child in sorted(place.iterdir()):
+            is_archive = child.name.endswith(ARCHIVES) and not child.name.startswith("cifar-")
+            if is_archive or (child.is_dir() and has_layout(child)):
+                found.append(str(child))
+        if (place / "labels.csv").is_file() or (not found and has_layout(place)):
+            found = [str(place)]
+        if len(found) > 1:
+            raise ValueError(
+                f"several data sets below {place}: choose with --data {' or '.join(found)}"
+            )
+        if found:
+            print(f"data: {found[0]} (found below {place}/; --data names another)")
+            return found[0]
+    print(
+        "*** No --data, and nothing below data/ or /kaggle/input/: this is the built-in DEMO, ***"
+    )
+    print("*** ten classes of drawn textures. Its figures say nothing about real pictures.     ***")
+    return "demo"
+
+
+def has_layout(folder):
+    """Whether describe() understands a folder."""
+    try:
+        return bool(describe(Files(folder)).ids)
+    except ValueError:
+        return False
+
+
+class Files:
+    """The files below a folder or in an archive: their names, with / between parts, and bytes.
+
+    A zip and a folder are read on demand. A tar can only be read from its start, so its pictures
+    are kept as they are, compressed: 130 MB for the homework's 110,000.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.contents = None
+        if self.path.is_dir():
+            found = [
+                (Path(folder) / name).relative_to(self.path).as_posix()
+                for folder, _, names in os.walk(self.path)
+                for name in names
+            ]
+        elif not self.path.exists():
+            raise FileNotFoundError(
+                f"there is no {path}: --data takes a folder, an archive, {', '.join(CIFAR)} or demo"
+            )
+        elif not self.path.name.lower().endswith(ARCHIVES):
+            raise ValueError(
+                f"{path} is no data set: expected a folder or one of {' '.join(ARCHIVES)}"
+            )
+        else:
+            try:
+                found = self.open_archive()
+            except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, ValueError) as error:
+                raise ValueError(f"{path} can't be read as an archive: {error}") from error
+        self.names = sorted((name for name in found if is_wanted(name)), key=natural)
+
+    def open_archive(self):
+        if self.path.name.lower().endswith(".zip"):
+            self.zip = zipfile.ZipFile(self.path)
+            return [entry.filename for entry in self.zip.infolist() if not entry.is_dir()]
+        self.contents = {}
+        progress = Progress(f"reading {self.path.name}")
+        with tarfile.open(self.path, "r|*") as archive:
+            for member in archive:
+                name = member.name[2:] if member.name.startswith("./") else member.name
+                if member.isreg() and is_wanted(name):
+                    self.contents[name] = archive.extractfile(member).read()
+                    progress.add(1)
+        progress.close()
+        return list(self.contents)
+
+    def read(self, name):
+        """The bytes of one file; safe to call from several threads."""
+        if self.contents is not None:
+            return self.contents[name]
+        if self.path.is_dir():
+            return (self.path / name).read_bytes()
+        return self.zip.read(name)
+
+
+def is_wanted(name):
+    """Pictures and tables, but nothing hidden, absolute or reaching out of its folder."""
+    path = PurePosixPath(name)
+    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
+    return not (hidden or path.is_absolute()) and path.suffix.lower() in PICTURES | {".csv"}
+
+
+def is_picture(name):
+    return PurePosixPath(name).suffix.lower() in PICTURES
+
+
+def natural(text):
+    """A sort key under which 9 comes before 10."""
+    parts = re.split(r"(\d+)", str(text))
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
+
+
+def describe(files):
+    """The data set that a tree of files holds, its pictures not yet decoded."""
+    for layout in (homework_layout, folder_layout):  # the first that fits wins
+        dataset = layout(files)
+        if dataset is not None:
+            return dataset
+    raise ValueError(
+        f"{files.path} holds no data set: expected labels.csv with trainval/, or train/<class>/*, "
+        "or one folder a class"
+    )
+
+
+def homework_layout(files):
+    """labels.csv (id, category; any header) with trainval/ and perhaps test/, at any depth."""
+    tables = [name for name in files.names if PurePosixPath(name).name == "labels.csv"]
+    if not tables:
+        return None
+    if len(tables) > 1:
+        raise ValueError(
+            f"{files.path} has several labels.csv: {', '.join(tables)}; name one folder"
+        )
+    pictures = pictures_below(files, "trainval", other="test")
+    test = pictures_below(files, "test", other="trainval")
+    if not pictures:
+        raise ValueError(f"{files.path} has {tables[0]} but no pictures in a folder trainval/")
+    columns, rows = read_labels(files.read(tables[0]), tables[0])
+    bare = {str(PurePosixPath(name).with_suffix("")): name for name in pictures}
+    missing = [f"row {n} ({i})" for n, i, _ in rows if i not in pictures and i not in bare]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} rows of {tables[0]} name no picture in trainval/: {listed(missing)}"
+        )
+    without_suffix = any(i not in pictures for _, i, _ in rows)  # then the submission has none too
+    classes = sorted({category for _, _, category in rows}, key=natural)
+    index = {category: k for k, category in enumerate(classes)}
+    return Dataset(
+        source=str(files.path),
+        classes=classes,
+        labels=torch.tensor([index[category] for _, _, category in rows]),
+        ids=[i for _, i, _ in rows],
+        files=[pictures.get(i) or pictures[bare[i]] for _, i, _ in rows],
+        test_ids=[str(PurePosixPath(i).with_suffix("")) if without_suffix else i for i in test],
+        test_files=list(test.values()),
+        columns=columns,
+    )
+
+
+def pictures_below(files, folder, other):
+    """{name below the folder: full name} of the pictures in it, at any depth, also doubled."""
+    found = {}
+    for name in files.names:
+        parts = PurePosixPath(name).parts
+        depths = [i for i, part in enumerate(parts[:-1]) if part in (folder, other)]
+        if depths and parts[depths[-1]] == folder and is_picture(name):
+            found["/".join(parts[depths[-1] + 1 :])] = name
+    return found
+
+
+def read_labels(content, name):
+    """((id column, category column), [(row number, id, category)]) of a labels file."""
+    try:
+        rows = list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{name} is no table of ids and categories in UTF-8: {error}") from error
+    numbered = [(n, row) for n, row in enumerate(rows, start=1) if any(row)]
+    for n, row in numbered:
+        if len(row) < 2 or not row[0] or not row[1]:
+            raise ValueError(f"row {n} of {name} should be id,category: {','.join(row)[:80]}")
+        path = PurePosixPath(row[0])
+        if path.is_absolute() or ".." in path.parts or "\\" in row[0]:
+            raise ValueError(f"row {n} of {name} reaches out of its folder: {row[0][:80]}")
+    if len(numbered) < 2:
+        raise ValueError(f"{name} has no rows below its header")
+    doubled = [i for i, count in Counter(row[0] for _, row in numbered[1:]).items() if count > 1]
+    if doubled:
+        raise ValueError(f"{name} has ids in several rows: {listed(doubled)}")
+    return tuple(numbered[0][1][:2]), [(n, row[0], row[1]) for n, row in numbered[1:]]
+
+
+def folder_layout(files):
+    """train/<class>/* (with val/<class>/* and test/*, if there), or <class>/* alone."""
+    names = [name for name in files.names if is_picture(name)]
+    top = [PurePosixPath(name).parts for name in names]
+    depth = len(os.path.commonprefix([parts[:-2] for parts in top])) if top else 0
+    if any("train" in parts[:depth] for parts in top):  # train/<class>/* and nothing beside it
+        depth = min(parts.index("train") for parts in top)
+    top = [parts[depth:] for parts in top]
+    labelled, test = [], []  # (class, is validation, name)
+    has_train = any(parts[0] == "train" and len(parts) == 3 for parts in top)
+    for name, parts in zip(names, top):
+        if has_train and len(parts) == 3 and parts[0] in ("train", "val"):
+            labelled.append((parts[1], parts[0] == "val", name))
+        elif has_train and parts[0] == "test":
+            test.append(("/".join(parts[1:]), name))
+        elif not has_train and len(parts) == 2:
+            labelled.append((parts[0], False, name))
+    if not labelled:
+        return None
+    classes = sorted({category for category, _, _ in labelled}, key=natural)
+    index = {category: k for k, category in enumerate(classes)}
+    is_val = torch.tensor([val for _, val, _ in labelled])
+    return Dataset(
+        source=str(files.path),
+        classes=classes,
+        labels=torch.tensor([index[category] for category, _, _ in labelled]),
+        ids=["/".join(PurePosixPath(name).parts[depth:]) for _, _, name in labelled],
+        files=[name for _, _, name in labelled],
+        is_val=is_val if is_val.any() else None,
+        test_ids=[i for i, _ in test],
+        test_files=[name for _, name in test],
+    )
+
+
+def load_pictures(path, size):
+    """(images uint8 [N, 3, S, S], ids): the pictures of a folder or an archive, or one file."""
+    if is_picture(str(path)) and Path(path).is_file():
+        files, names = Files(Path(path).parent), [Path(path).name]
+    else:
+        files = Files(path)
+        names = [name for name in files.names if is_picture(name)]
+    if not names:
+        raise ValueError(f"{path} holds no pictures ({' '.join(sorted(PICTURES))})")
+    return decode(files, names, size), names
+
+
+def load_cifar(name, size):
+    """CIFAR-10 or CIFAR-100 (Krizhevsky 2009), downloaded into data/ and checked by torchvision."""
+    from torchvision import datasets
+
+    parts = []
+    for train in (True, False):
+        try:
+            part = getattr(datasets, name.upper())("data", train=train, download=True)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"{name} is not in data/ and can't be downloaded: {error}") from error
+        images = np.stack([fit(Image.fromarray(x), size) for x in part.data]) if size else part.data
+        parts.append((torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), part))
+    (images, train), (test_images, test) = parts
+    return Dataset(
+        source=name,
+        classes=list(train.classes),
+        labels=torch.tensor(train.targets),
+        ids=[f"train_{i}" for i in range(len(images))],
+        images=images,
+        test_ids=[f"test_{i}" for i in range(len(test_images))],
+        test_images=test_images,
+        test_labels=torch.tensor(test.targets),
+    )
+
+
+# ---------------------------------------------------------------- decoding
+
+
+def fit(image, size):
+    """A Pillow picture as uint8 [size, size, 3]: in RGB, its middle square, resized if need be."""
+    image = image.convert("RGB")
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def common_side(files, names, sample=1000):
+    """The most common shorter side of the pictures, read off the headers of at most `sample`."""
+    sides = Counter()
+    for name in names[:: max(1, len(names) // sample)]:
+        try:
+            with Image.open(io.BytesIO(files.read(name))) as image:
+                sides[min(image.size)] += 1
+        except Exception:  # noqa: S112 - decode() lists all that can't be read
+            continue
+    side = max(SMALLEST, sides.most_common(1)[0][0] if sides else SMALLEST)
+    if side > LARGEST:
+        raise ValueError(
+            f"the pictures are {side} px on their shorter side: say --size 64, for instance"
+        )
+    if len(sides) > 1:
+        print(f"pictures of {len(sides)} sizes: all are brought to the most common, {side}x{side}")
+    return side
+
+
+def decode(files, names, size):
+    """Read pictures in threads into uint8 [N, 3, size, size].
+
+    Those that can't be decoded are all named in one ValueError.
+    """
+    images = np.empty((len(names), 3, size, size), np.uint8)
+    broken = {}
+
+    def decode_some(indices):
+        for i in indices:
+            try:
+                with Image.open(io.BytesIO(files.read(names[i]))) as image:
+                    images[i] = fit(image, size).transpose(2, 0, 1)
+            except Exception as error:  # whatever a damaged file makes a decoder raise
+                reason = (
+                    "not a picture" if isinstance(error, Image.UnidentifiedImageError) else error
+                )
+                broken[i] = f"{names[i]} ({reason})"
+            progress.add(1)
+
+    progress = Progress("decoding", len(names))
+    chunks = [range(i, min(i + 250, len(names))) for i in range(0, len(names), 250)]
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        list(pool.map(decode_some, chunks))
+    finally:
+        pool.shutdown(cancel_futures=True)  # so that Ctrl-C doesn't wait for all the rest
+    progress.close()
+    if broken:
+        raise ValueError(
+            f"{len(broken)} of {len(names)} pictures can't be decoded; replace or remove them: "
+            f"{listed([broken[i] for i in sorted(broken)], most=100)}"
+        )
+    return torch.from_numpy(images)
+
+
+# ---------------------------------------------------------------- the demo
+
+
+def draw_demo(size, seed=0, train=36, val=20, test=20):
+    """Ten classes of textures, so many of each, drawn from a seed in two colours, with noise.
+
+    They are told apart by their pattern alone, whatever its colours, place and scale, and a flip
+    or a grey picture leaves each in its class.
+    """
+    random = np.random.default_rng(seed)
+    each = train + val + test
+    drawn = np.stack([draw_texture(name, each, size, random) for name in TEXTURES])
+    drawn = torch.from_numpy(drawn).transpose(0, 1)  # [each, class, 3, S, S]: classes take turns
+    images = drawn.flatten(0, 1).contiguous()
+    labels = torch.arange(len(TEXTURES)).repeat(each)
+    known = (train + val) * len(TEXTURES)
+    return Dataset(
+        source="demo",
+        classes=list(TEXTURES),
+        labels=labels[:known],
+        ids=[f"demo_{i:04d}.png" for i in range(known)],
+        images=images[:known],
+        is_val=torch.arange(known) >= train * len(TEXTURES),
+        test_ids=[f"test_{i:04d}.png" for i in range(len(images) - known)],
+        test_images=images[known:],
+        test_labels=labels[known:],
+    )
+
+
+def clouds(u, v, random):
+    """Smooth noise: a few waves of random direction added up."""
+    total = 0
+    for _ in range(6):
+        angle, phase = random.uniform(0, 2 * np.pi, (2, len(u), 1, 1))
+        total = total + np.cos(2 * np.pi * (u * np.cos(angle) + v * np.sin(angle)) * 0.7 + phase)
+    return total / 2
+
+
+def wave(x):
+    """A wave of period 1 between -1 and 1."""
+    return np.cos(2 * np.pi * x)
+
+
+def radius(u, v):
+    return np.hypot(u, v)
+
+
+# Each gives a height, positive in one colour and negative in the other, over coordinates u
+# (rightwards) and v (downwards) that are counted in periods of the pattern.
+TEXTURES = {
+    "horizontal": lambda u, v, random: wave(v),
+    "vertical": lambda u, v, random: wave(u),
+    "diagonal": lambda u, v, random: wave(0.7 * (u + v * random.choice([-1, 1], (len(u), 1, 1)))),
+    "chessboard": lambda u, v, random: 2 * wave(u / 1.4) * wave(v / 1.4),
+    "dots": lambda u, v, random: wave(u) + wave(v) - 0.8,
+    "grid": lambda u, v, random: np.maximum(wave(u), wave(v)) * 2 - 1,
+    "rings": lambda u, v, random: wave(radius(u, v)),
+    "rays": lambda u, v, random: wave(np.arctan2(v, u) * 4 / np.pi),
+    "zigzag": lambda u, v, random: wave(v + 0.8 * np.abs((u * 0.7) % 1 - 0.5) * 2),
+    "clouds": clouds,
+}
+
+
+def draw_texture(name, count, size, random):
+    """uint8 [count, 3, size, size] of one texture."""
+
+    def draw(low, high, *shape):
+        return random.uniform(low, high, (count, *(shape or (1, 1))))
+
+    y, x = np.mgrid[:size, :size] / size - 0.5
+    angle = draw(-0.15, 0.15)  # radians: too little to turn one class into another
+    periods = draw(2.2, 4.0)
+    u = (x * np.cos(angle) - y * np.sin(angle)) * periods + draw(-0.5, 0.5)
+    v = (x * np.sin(angle) + y * np.cos(angle)) * periods + draw(-0.5, 0.5)
+    height = np.clip(TEXTURES[name](u, v, random) * 1.5, -1, 1)[:, None]
+    middle, contrast = draw(0.3, 0.7, 3, 1, 1), draw(-0.35, 0.35, 3, 1, 1)
+    contrast += np.sign(contrast.sum(1, keepdims=True)) * 0.1  # seen in grey too
+    noise = random.normal(0, 0.12, (count, 3, size, size))
+    return (np.clip(middle + contrast * height + noise, 0, 1) * 255).astype(np.uint8)
+
+
+# ---------------------------------------------------------------- split, statistics, batches
+
+
+def stratified(labels, count, seed):
+    """bool [N]: `count` of the pictures at random, each class within one of its share."""
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(len(labels), generator=generator)
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    i = torch.arange(len(labels))
+    evenly = (i + 1) * count // len(labels) > i * count // len(labels)
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    chosen[by_class] = evenly
+    return chosen
+
+
+def split(labels, fraction, seed):
+    """(train, val): int64 indices, sorted, disjoint, together everything, stratified by class.
+
+    fraction is the share for validation, 0 to below 1; 0 leaves none, for a final fit.
+    """
+    is_val = stratified(labels, round(len(labels) * fraction), seed)
+    return (~is_val).nonzero().flatten(), is_val.nonzero().flatten()
+
+
+def parts(dataset, val, seed):
+    """(train, val): indices of a run's two parts, by its --val and --seed.
+
+    val None means the source's own validation part, or a tenth where it brings none.
+    """
+    if val is None and dataset.is_val is not None:
+        return (~dataset.is_val).nonzero().flatten(), dataset.val_indices
+    return split(dataset.labels, 0.1 if val is None else val, seed)
+
+
+def require_same(dataset, checkpoint):
+    """ValueError if these are not the pictures and labels that the checkpoint's run saw."""
+    if dataset.fingerprint != checkpoint["fingerprint"]:
+        raise ValueError(
+            f"{dataset.source} is not the data that this checkpoint was trained on: its ids and "
+            f"labels differ from those of {checkpoint['source']}"
+        )
+
+
+def statistics(images, indices):
+    """(mean, std): a float a channel over all pixels of these pictures, in units of [0, 1].
+
+    Summed in integers, so that the order and the number of threads make no difference.
+    """
+    total = torch.zeros(2, 3, dtype=torch.int64)
+    for chunk in indices.split(4096):
+        x = images[chunk].to(torch.int32)
+        total += torch.stack([x.sum((0, 2, 3)), (x * x).sum((0, 2, 3))])
+    mean, square = total.double() / (len(indices) * images.shape[2] * images.shape[3])
+    std = (square - mean**2).sqrt().clamp(min=1)  # a channel of one value would divide by zero
+    return (mean / 255).tolist(), (std / 255).tolist()
+
+
+def seed_from(*numbers):
+    """One 63-bit seed from several numbers, such as (seed, epoch, step)."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
+
+
+class Batches:
+    """The epochs of a training set that is a concatenation of copies, one pipeline a copy.
+
+    One epoch shows every picture once per copy, shuffled as one. Its order is a function of
+    (seed, epoch), and what a pipeline draws one of (seed, epoch, step).
+    """
+
+    def __init__(self, images, labels, indices, pipelines, batch_size, seed, device):
+        self.images, self.labels, self.indices = images, labels, indices
+        self.pipelines, self.seed, self.device = pipelines, seed, device
+        self.total = len(indices) * len(pipelines)
+        # The remainder is spread over the batches, and no picture is alone in one: batch norm
+        # has nothing to normalise by there.
+        self.steps = max(1, min(-(-self.total // batch_size), self.total // 2))
+        self.generator = torch.Generator(device)
+
+    def __len__(self):
+        return self.steps
+
+    def epoch(self, epoch, start=0):
+        """Yield (x float [B, 3, S, S] in [0, 1], y int64 [B]) on the device, from step start on."""
+        generator = torch.Generator().manual_seed(seed_from(self.seed, epoch))
+        order = torch.randperm(self.total, generator=generator)
+        copies, pictures = order // len(self.indices), self.indices[order % len(self.indices)]
+        bounds = [self.total * i // self.steps for i in range(self.steps + 1)]
+        for step in range(start, self.steps):
+            batch = slice(bounds[step], bounds[step + 1])
+            # In order of copy, each copy is one contiguous slice, its length known without asking
+            # the device.
+            chosen = pictures[batch][copies[batch].argsort(stable=True)].to(self.images.device)
+            lengths = copies[batch].bincount(minlength=len(self.pipelines)).tolist()
+            x = self.images[chosen].to(self.device, non_blocking=True).float().div_(255)
+            y = self.labels[chosen].to(self.device, non_blocking=True)
+            self.generator.manual_seed(seed_from(self.seed, epoch, step))
+            for part, pipeline in zip(x.split(lengths), self.pipelines):
+                if len(part):
+                    part.copy_(pipeline(part, self.generator))
+            yield x, y
+
+
+# ---------------------------------------------------------------- what is said and written
+
+
+def listed(items, most=5):
+    """'a, b, c and 7 more'"""
+    more = f" and {len(items) - most:,} more" if len(items) > most else ""
+    return ", ".join(map(str, items[:most])) + more
+
+
+class Progress:
+    """One line that rewrites itself, at most every half second (every five in a log file)."""
+
+    def __init__(self, what="", total=None):
+        self.what, self.of = what, f" of {total:,}" if total else ""
+        self.start = self.last = time.monotonic()
+        self.done = self.width = 0
+
+    def add(self, count):
+        """So many more are done."""
+        self.done += count
+        self.show(f"{self.what} {self.done:,}{self.of} · {self.speed():,.0f} a second")
+
+    def speed(self):
+        return self.done / max(time.monotonic() - self.start, 1e-9)
+
+    def show(self, text):
+        now = time.monotonic()
+        if now - self.last > (0.5 if sys.stdout.isatty() else 5):
+            self.last, self.width = now, max(self.width, len(text))
+            print("\r" + text.ljust(self.width), end="", flush=True)
+
+    def close(self):
+        """Leave an empty line for what comes next."""
+        if self.width:
+            print("\r" + " " * self.width, end="\r", flush=True)
+
+
+def write_file(path, write):
+    """Have write(file) fill a temporary file beside path, flush it, then rename it over path.
+
+    So path holds either what it held before or all of the new content, whatever happens.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def set_aside(*paths):
+    """Move what an earlier run left at these paths of one folder into earlier-1/, and say so."""
+    there = [path for path in map(Path, paths) if path.exists()]
+    if there:
+        number = 1
+        while (aside := there[0].parent / f"earlier-{number}").exists():
+            number += 1
+        aside.mkdir()
+        for path in there:
+            path.rename(aside / path.name)
+        print(f"{', '.join(path.name for path in there)} of an earlier run moved to {aside}/")
+
+
+def sheet(images, captions, columns, title):
+    """A labelled contact sheet as a Pillow picture.
+
+    images: uint8 or float-in-[0, 1] tensors [3, S, S]; captions: a string each, of several lines
+    if it has line breaks. Pictures are enlarged by a whole number, to at least 96 px.
+    """
+    font, small = ImageFont.load_default(18), ImageFont.load_default(13)
+    side = images[0].shape[-1]
+    side *= max(1, -(-96 // side))
+    lines = max(caption.count("\n") + 1 for caption in captions)
+    wide = max([side, *(small.getlength(line) for c in captions for line in c.split("\n"))])
+    cell, row = int(wide) + 12, side + 18 * lines + 10
+    width = max(cell * columns + 12, int(font.getlength(title)) + 24)
+    canvas = Image.new("RGB", (width, 44 + row * -(-len(images) // columns)), "white")
+    draw = ImageDraw.Draw(canvas)
+    draw.text((12, 12), title, "black", font)
+    for i, (image, caption) in enumerate(zip(images, captions)):
+        x, y = 12 + cell * (i % columns), 44 + row * (i // columns)
+        if image.is_floating_point():
+            image = (image * 255).round().to(torch.uint8)
+        picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+        canvas.paste(picture.resize((side, side), Image.Resampling.NEAREST), (x, y))
+        draw.multiline_text((x, y + side + 2), caption, "black", small, spacing=3)
+    return canvas

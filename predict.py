@@ -1,0 +1,351 @@
+"""Answers of trained networks: a submission, one picture, a folder, or a score.
+
+    python predict.py ckpt.pt                       # the source's test pictures -> submission.csv
+    python predict.py ckpt.pt --data cat.png        # the five likeliest classes
+    python predict.py a.pt b.pt --views 10          # two networks averaged, ten views a picture
+    python predict.py best.pt --score               # how well it does on what training didn't see
+
+logits() is the one inference path: what train.py reports as validation comes from it as well.
+The choice of device and precision stands here too, since training and inference share it.
+"""
+
+import argparse
+import csv
+import difflib
+import io
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import data
+import models
+
+# Test-time views as (flip, rows down, columns right), in the order in which --views takes them.
+VIEWS = [
+    (flip, *shift)
+    for shift in ((0, 0), (1, 1), (-1, -1), (1, -1), (-1, 1))
+    for flip in (False, True)
+]
+
+# ---------------------------------------------------------------- device and precision
+
+
+def choose_device():
+    """The first GPU if this torch can use it, else the CPU; a RuntimeError if it can't."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    capability, kernels = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
+    if not has_kernels(capability, kernels):
+        raise RuntimeError(
+            f"this torch has no kernels for {torch.cuda.get_device_name()} (sm_{capability[0]}"
+            f"{capability[1]}, it has {' '.join(kernels)}): install an older torch, choose another "
+            'card, or set CUDA_VISIBLE_DEVICES="" to use the CPU'
+        )
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def has_kernels(capability, kernels):
+    """Whether a torch built with such kernels ("sm_80", "compute_90") runs on a card.
+
+    Machine code runs on later cards of the same generation, "compute" code on all later cards.
+    """
+    for kernel in kernels:
+        kind, _, number = kernel.partition("_")
+        built = divmod(int("".join(filter(str.isdigit, number))), 10)
+        if built <= capability and (kind == "compute" or built[0] == capability[0]):
+            return True
+    return False
+
+
+def gpu_precision(capability):
+    """bfloat16 from Ampere on, float16 on Volta and Turing (T4), else float32.
+
+    Not torch.cuda.is_bf16_supported(), which is true by emulation on a T4.
+    """
+    if capability >= (8, 0):
+        return torch.bfloat16
+    return torch.float16 if capability >= (7, 0) else torch.float32
+
+
+def cpu_precision(cpuinfo):
+    """bfloat16 where the processor multiplies in it (AVX-512 BF16 or AMX), else float32."""
+    flags = set(cpuinfo.split())
+    return torch.bfloat16 if flags & {"avx512_bf16", "amx_bf16"} else torch.float32
+
+
+def choose_precision(device):
+    """The dtype that convolutions and matrix products are computed in on this device."""
+    if device.type == "cuda":
+        return gpu_precision(torch.cuda.get_device_capability(device))
+    try:
+        return cpu_precision(Path("/proc/cpuinfo").read_text())
+    except OSError:  # not Linux: no plain way to ask
+        return torch.float32
+
+
+def autocast(device, precision):
+    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
+
+
+# ---------------------------------------------------------------- inference
+
+
+def shifted(images, flip, down, right):
+    """Float pictures, mirrored if flip, moved by a pixel at most; the edge is reflected."""
+    height, width = images.shape[-2:]
+    images = F.pad(images, (1, 1, 1, 1), mode="reflect")
+    images = images[..., 1 - down : 1 - down + height, 1 - right : 1 - right + width]
+    return images.flip(-1) if flip else images
+
+
+@torch.no_grad()
+def logits(network, images, view=VIEWS[0], precision=None, batch_size=500, progress=None):
+    """The network's answers as float32 [N, classes], on its device.
+
+    images: uint8 [N, 3, H, W], or float in [0, 1], on any device. network: in either mode, which
+    it has again afterwards. precision: of the products, None chooses it by device. progress: a
+    data.Progress to be told of each batch.
+    """
+    device = next(network.parameters()).device
+    precision = precision or choose_precision(device)
+    was_training = network.training
+    network.eval()
+    answers = []
+    for start in range(0, len(images), batch_size):
+        x = images[start : start + batch_size].to(device, non_blocking=True)
+        x = x if x.is_floating_point() else x.float().div_(255)
+        with autocast(device, precision):
+            answers.append(network(x if view == VIEWS[0] else shifted(x, *view)).float())
+        if progress:
+            progress.add(len(x))
+    network.train(was_training)
+    return torch.cat(answers)
+
+
+def predict(networks, images, views=1, precision=None):
+    """Probabilities float32 [N, classes] on the CPU, averaged over networks and test-time views.
+
+    views: 1 the picture itself, 2 its mirror image too, up to 10 with both moved by a pixel along
+    the diagonals.
+    """
+    if not 1 <= views <= len(VIEWS):
+        raise ValueError(f"--views {views} should be from 1 to {len(VIEWS)}")
+    total = 0
+    progress = data.Progress("answering", len(images) * len(networks) * views)
+    for network in networks:
+        for view in VIEWS[:views]:
+            answers = logits(network, images, view, precision, progress=progress)
+            total = total + answers.softmax(1).cpu()
+    progress.close()
+    return total / (len(networks) * views)
+
+
+# ---------------------------------------------------------------- submission, pictures
+
+
+def write_table(path, header, rows):
+    """A CSV file with \\n line ends, written whole or not at all; what was there is set aside."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    data.set_aside(path)
+    data.write_file(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def submit(networks, checkpoint, args):
+    """Answer the source's test pictures, a folder's or one file's."""
+    source, size, classes = args.data, checkpoint["size"], checkpoint["classes"]
+    columns = ("Id", "Category")
+    if source is not None and Path(source).is_file() and data.is_picture(source):
+        images, _ = data.load_pictures(source, size)
+        likeliest = predict(networks, images, args.views)[0].topk(min(5, len(classes)))
+        print(f"{source}:")
+        for probability, label in zip(*(values.tolist() for values in likeliest)):
+            print(f"  {probability:6.1%}  {classes[label]}")
+        return
+    if source is not None and Path(source).exists() and not data.has_layout(source):
+        images, ids = data.load_pictures(source, size)
+    else:
+        source = source or checkpoint["source"]
+        dataset = data.load(source, size, labelled=False)
+        images, ids, columns = dataset.test_images, dataset.test_ids, dataset.columns
+        if images is None:
+            raise ValueError(
+                f"{source} has no test pictures to answer: --score answers the labelled ones that "
+                "training did not see, --data FOLDER any folder of pictures"
+            )
+    answers = predict(networks, images, args.views).argmax(1).tolist()
+    out = args.out or "submission.csv"
+    write_table(out, columns, ([i, classes[label]] for i, label in zip(ids, answers)))
+    print(f"wrote {out}: {len(ids):,} answers ({','.join(columns)})")
+
+
+# ---------------------------------------------------------------- score
+
+
+def unseen(dataset, checkpoints):
+    """[(name, images, labels, ids)] of the labelled parts that none of the networks trained on."""
+    seen = torch.zeros(len(dataset.labels), dtype=torch.bool)
+    for checkpoint in checkpoints:
+        run = checkpoint["args"]
+        seen[data.parts(dataset, run["val"], run["seed"])[0]] = True
+    left = (~seen).nonzero().flatten()
+    parts = []
+    if len(left):
+        ids = [dataset.ids[i] for i in left.tolist()]
+        parts.append(("validation", dataset.images[left], dataset.labels[left], ids))
+    if dataset.test_labels is not None:
+        parts.append(("test", dataset.test_images, dataset.test_labels, dataset.test_ids))
+    if not parts:
+        raise ValueError("nothing to score: these networks trained on all that is labelled")
+    return parts
+
+
+def score(networks, checkpoints, args):
+    """Print accuracy, classes and confusions of what training didn't see; write table and sheet."""
+    run = checkpoints[0]["args"]
+    source = args.data or checkpoints[0]["source"]
+    dataset = data.load(source, checkpoints[0]["size"], run["limit"])
+    for checkpoint in checkpoints:
+        data.require_same(dataset, checkpoint)
+    for name, images, labels, ids in unseen(dataset, checkpoints):
+        probabilities = predict(networks, images, args.views)
+        right = (probabilities.argmax(1) == labels).float().mean()
+        print(f"{name}: accuracy {right:.4f} on {len(labels):,} pictures")
+    # The details are of the last part: the published test where there is one.
+    classes, out = dataset.classes, Path(args.out or "scores.csv")
+    rows, confusions = by_class(probabilities.argmax(1), labels, classes)
+    print_details(name, rows, confusions)
+    header = ["class", "pictures", "accuracy", "most_often_taken_for", "times"]
+    write_table(out, header, rows)
+    surest = mistakes(probabilities, labels)
+    if surest:
+        sheet = draw_mistakes(images, labels, ids, probabilities, surest, classes)
+        data.set_aside(out.with_name("mistakes.png"))
+        data.write_file(out.with_name("mistakes.png"), lambda file: sheet.save(file, "PNG"))
+    shown = f" and {out.with_name('mistakes.png')}: the {len(surest)} surest mistakes"
+    print(f"wrote {out}: every class{shown if surest else ''}")
+
+
+def by_class(answers, labels, classes):
+    """(rows a class: name, pictures, accuracy, most often taken for, times; Counter of pairs)."""
+    pairs = Counter(zip(labels.tolist(), answers.tolist()))
+    rows = []
+    for k, name in enumerate(classes):
+        count = int((labels == k).sum())
+        wrong = {b: n for (a, b), n in pairs.items() if a == k and b != k}
+        worst = max(wrong, key=wrong.get, default=None)
+        taken_for = ["", 0] if worst is None else [classes[worst], wrong[worst]]
+        rows.append([name, count, f"{pairs[k, k] / count:.4f}" if count else "", *taken_for])
+    names = {(classes[a], classes[b]): n for (a, b), n in pairs.items() if a != b}
+    return rows, Counter(names)
+
+
+def print_details(name, rows, confusions, most=10):
+    """The classes from worst to best (the ten worst of many) and the commonest confusions."""
+    ordered = sorted((row for row in rows if row[1]), key=lambda row: float(row[2]))
+    left_out = f", the {most} worst of {len(ordered)}" if len(ordered) > most else ""
+    print(f"\n{name}, by class{left_out}:")
+    for label, count, accuracy, taken_for, times in ordered[:most]:
+        mostly = f"  mostly taken for {taken_for} ({times})" if times else ""
+        print(f"  {label:<20.20} {accuracy} of {count:>5,}{mostly}")
+    print("\ncommonest confusions:" if confusions else "\nno mistakes at all")
+    for (label, taken_for), times in confusions.most_common(most):
+        print(f"  {times:>5,} x  {label} taken for {taken_for}")
+    print()
+
+
+def mistakes(probabilities, labels, most=30):
+    """Indices of the wrong answers, the surest first."""
+    sureness, answers = probabilities.max(1)
+    wrong = (answers != labels).nonzero().flatten()
+    return wrong[sureness[wrong].argsort(descending=True)][:most].tolist()
+
+
+def draw_mistakes(images, labels, ids, probabilities, chosen, classes):
+    """A contact sheet: the picture, what it is, what it was taken for and how sure."""
+    captions = []
+    for i in chosen:
+        sureness, answer = probabilities[i].max(0)
+        label, taken_for = classes[int(labels[i])], classes[int(answer)]
+        captions.append(f"{ids[i]:.20}\nis {label:.16}\nnot {taken_for:.16} ({sureness:.0%})")
+    title = f"The {len(chosen)} surest mistakes"
+    return data.sheet([images[i] for i in chosen], captions, columns=6, title=title)
+
+
+# ---------------------------------------------------------------- command line
+
+
+def parse_flags(parser, argv):
+    """parser.parse_args, with a hint at a misspelt flag and without what Jupyter adds to argv."""
+    if argv is None:
+        argv = sys.argv[1:]
+        if "ipykernel" in sys.modules:  # it brings -f .../kernel-1234.json
+            argv = [x for x in argv if x != "-f" and not (x.endswith(".json") and "kernel" in x)]
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flags = [f"--{name.replace('_', '-')}" for name in vars(args)]
+        close = difflib.get_close_matches(unknown[0].split("=")[0], flags, 1)
+        hint = f"did you mean {close[0]}?" if close else "--help lists them all"
+        parser.error(f"unknown argument {unknown[0]}: {hint}")
+    return args
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="predict.py",
+        usage=argparse.SUPPRESS,
+        description="Answer pictures with trained networks: python predict.py ckpt.pt [flags]",
+        allow_abbrev=False,
+    )
+    parser.add_argument("checkpoints", metavar="CKPT", nargs="+", help="averaged, if several")
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        help="a data set, a folder or archive of pictures, or one picture "
+        "(default: the source that the network was trained on)",
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", help="default: submission.csv, or scores.csv with --score"
+    )
+    parser.add_argument(
+        "--views",
+        metavar="N",
+        type=int,
+        default=1,
+        help=f"average over N views of each picture, 1 to {len(VIEWS)}: itself, mirrored, moved "
+        "by a pixel (default: 1)",
+    )
+    parser.add_argument(
+        "--score",
+        action="store_true",
+        help="answer the labelled pictures that training did not see: accuracy, classes, "
+        "confusions, and a sheet of the surest mistakes (mistakes.png)",
+    )
+    return parse_flags(parser, argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        device = choose_device()
+        loaded = [models.load_checkpoint(path, device) for path in args.checkpoints]
+        networks, checkpoints = zip(*loaded)
+        for path, checkpoint in zip(args.checkpoints, checkpoints):
+            if any(checkpoint[key] != checkpoints[0][key] for key in ("classes", "size")):
+                raise ValueError(
+                    f"{path} has other classes or another size than {args.checkpoints[0]}"
+                )
+        if args.score:
+            score(networks, checkpoints, args)
+        else:
+            submit(networks, checkpoints[0], args)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"predict.py: error: {error}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, (ValueError, FileNotFoundError)) else 1) from None
+
+
+if __name__ == "__main__":
+    main()

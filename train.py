@@ -1,0 +1,659 @@
+"""Train a small-picture classifier from scratch.
+
+    python train.py --model v14 --lr 0.5 --epochs 40     # the report's final recipe
+    python train.py --resume                             # go on where a run was stopped or killed
+
+It reads top to bottom: recipes, schedules, the run's state, its checkpoint, the loop, the log and
+the curves, the command line. In --out (default: here) it leaves ckpt.pt (to predict with and to
+resume from), best.pt (the best validation epoch), log.csv and curves.png.
+
+Everything random is a function of (seed, epoch, step), so a resumed run ends with the very bits
+that an unbroken one would have, given the same kind of device and number of threads.
+"""
+
+import argparse
+import csv
+import io
+import math
+import platform
+import signal
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from PIL import Image, ImageDraw, ImageFont
+from torch.optim import lr_scheduler
+
+import augment
+import data
+import models
+import predict
+
+# A recipe is a row of defaults; flags given beside --recipe win.
+RECIPES = {
+    # The report's final model (F1 the rate and the schedule, F9 the epochs, F12 the weight decay,
+    # E2 the mix).
+    "report": {
+        "model": "v14",
+        "augment": augment.REPORT_MIX,
+        "optimizer": "sgd",
+        "lr": 0.5,
+        "schedule": "cosine",
+        "epochs": 40,
+        "batch_size": 64,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+    },
+}
+FILES = ("ckpt.pt", "best.pt", "log.csv", "curves.png")  # what a run writes into --out
+LOG = (
+    "epoch",
+    "lr",
+    "train_loss",
+    "train_acc",
+    "val_loss",
+    "val_acc",
+    "images_per_second",
+    "seconds",
+)
+MAY_CHANGE = {"data", "out", "resume", "recipe"}  # flags that a resumed run may give anew
+
+
+class RunFailed(Exception):
+    """The run can't go on; the message says in one sentence why and what to try."""
+
+
+# ---------------------------------------------------------------- optimiser and schedule
+
+
+def make_optimizer(network, args):
+    """SGD with momentum, or Adam with torch's usual betas (report V4)."""
+    if args.optimizer == "adam":
+        return torch.optim.Adam(network.parameters(), args.lr, weight_decay=args.weight_decay)
+    return torch.optim.SGD(
+        network.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay
+    )
+
+
+def cosine(optimizer, args, steps):
+    """Half a cosine from lr to zero over the whole run, a step at a time (arXiv:1608.03983)."""
+    return lr_scheduler.CosineAnnealingLR(optimizer, args.epochs * steps)
+
+
+def cyclic(optimizer, args, steps):
+    """lr/10 to lr and back; the report's 0.01 to 0.1 (B2). Half a cycle is 2,000 steps and momentum
+    goes from 0.9 to 0.8 and back: torch's defaults, our reading of the report (arXiv:1506.01186).
+    """
+    return lr_scheduler.CyclicLR(
+        optimizer,
+        args.lr / 10,
+        args.lr,
+        cycle_momentum=args.optimizer == "adam" or args.momentum > 0,
+    )
+
+
+def lambda_(optimizer, args, steps):
+    """0.95 of the rate after each epoch: the report doesn't give its lambda (B3), this is ours."""
+    return lr_scheduler.LambdaLR(optimizer, lambda step: 0.95 ** (step // steps))
+
+
+def plateau(optimizer, args, steps):
+    """A tenth of the rate once the validation loss has not fallen for ten epochs (as torch's)."""
+    return lr_scheduler.ReduceLROnPlateau(optimizer)
+
+
+def constant(optimizer, args, steps):
+    return lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+
+
+SCHEDULES = {
+    "cosine": cosine,
+    "cyclic": cyclic,
+    "lambda": lambda_,
+    "plateau": plateau,
+    "constant": constant,
+}
+
+
+# ---------------------------------------------------------------- the state of a run
+
+
+class Run:
+    """All that a run consists of: args, data, network, optimiser, and how far it has come."""
+
+    def __init__(self, args, checkpoint=None):
+        """Read the data and build everything; a checkpoint gives back what it holds."""
+        self.args, self.out = args, Path(args.out)
+        pipelines = augment.parse(args.augment)
+        self.model, self.options = models.parse(args.model)
+        self.device = predict.choose_device()
+        self.precision = predict.choose_precision(self.device)
+
+        dataset = data.load(args.data, args.size, args.limit, test=False)
+        if checkpoint:
+            data.require_same(dataset, checkpoint)
+        train, val = data.parts(dataset, args.val, args.seed)
+        if len(train) < 2:
+            raise ValueError(
+                f"{len(train)} pictures are left to train on: lower --val or raise --limit"
+            )
+        self.source, self.fingerprint = dataset.source, dataset.fingerprint
+        self.classes, self.size = dataset.classes, dataset.images.shape[-1]
+        self.mean, self.std = data.statistics(dataset.images, train)
+        images, labels = on_device(dataset.images, self.device), dataset.labels.to(self.device)
+        self.val_images, self.val_labels = dataset.images[val].to(self.device), labels[val]
+        self.batches = data.Batches(
+            images, labels, train, pipelines, args.batch_size, args.seed, self.device
+        )
+
+        torch.manual_seed(data.seed_from(args.seed))  # the initial weights are drawn on the CPU
+        network = models.build_model(
+            self.model, len(self.classes), self.mean, self.std, **self.options
+        )
+        on_gpu = self.device.type == "cuda"
+        # Contiguous on a CPU: never much slower there, and on some twice as fast.
+        layout = torch.channels_last if on_gpu else torch.contiguous_format
+        self.network = network.to(self.device, memory_format=layout)
+        self.optimizer = make_optimizer(self.network, args)
+        self.schedule = SCHEDULES[args.schedule](self.optimizer, args, len(self.batches))
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.precision == torch.float16
+        )
+        self.rate = args.lr  # of the last step
+        self.epoch, self.step = 0, 0  # whole epochs done, and steps done of the next one
+        self.totals = self.no_totals()
+        self.rows = []  # of the log
+        if checkpoint:
+            self.restore(checkpoint)
+
+    def no_totals(self):
+        """Sums over an epoch: of the loss, of right answers, of pictures; read once an epoch."""
+        return torch.zeros(3, dtype=torch.float64, device=self.device)
+
+    def state(self):
+        """The checkpoint: plain tensors, numbers, strings, lists and dicts only."""
+        return {
+            "format": 1,
+            "model": self.model,
+            "options": self.options,
+            "num_classes": len(self.classes),
+            "classes": self.classes,
+            "size": self.size,
+            "mean": self.mean,
+            "std": self.std,
+            "weights": self.network.state_dict(),
+            "args": {k: v for k, v in vars(self.args).items() if k != "given"},
+            "source": self.source,
+            "fingerprint": self.fingerprint,
+            "epoch": self.epoch,
+            "log": self.rows,
+            "versions": versions(),
+            "computed_on": computed_on(self.device, self.precision),
+            "resume": {
+                "step": self.step,
+                "totals": self.totals,
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": plain(self.schedule.state_dict()),
+                "scaler": self.scaler.state_dict(),
+            },
+        }
+
+    def restore(self, checkpoint):
+        """Take over the weights and all else that changes while training."""
+        if "resume" not in checkpoint:
+            raise ValueError("this checkpoint can't be resumed from (best.pt holds weights alone)")
+        then, now = checkpoint["computed_on"], computed_on(self.device, self.precision)
+        if then != now:
+            print(f"computed on {then} until now and on {now} from here: the last bits will differ")
+        resume = checkpoint["resume"]
+        self.network.load_state_dict(checkpoint["weights"])
+        self.optimizer.load_state_dict(resume["optimizer"])
+        self.schedule.load_state_dict({**self.schedule.state_dict(), **resume["schedule"]})
+        self.scaler.load_state_dict(resume["scaler"])
+        self.epoch, self.step = checkpoint["epoch"], resume["step"]
+        self.totals = resume["totals"].to(self.device)
+        self.rows = checkpoint["log"]
+
+
+def on_device(images, device):
+    """The pictures where the arithmetic is, if they take at most half of the memory free there."""
+    if device.type == "cuda" and images.nbytes * 2 < torch.cuda.mem_get_info(device)[0]:
+        return images.to(device)
+    return images
+
+
+def plain(state):
+    """A schedule's state without its functions, which load_checkpoint would refuse to read."""
+    kinds = (int, float, str, bool, list, type(None))
+    return {key: value for key, value in state.items() if isinstance(value, kinds)}
+
+
+def versions():
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+    }
+
+
+def computed_on(device, precision):
+    """'cpu, 2 threads, float32': what must be the same for a resumed run to give the same bits."""
+    kind = str(precision).replace("torch.", "")
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, {kind}"
+    return f"cpu, {torch.get_num_threads()} threads, {kind}"
+
+
+def best_row(rows):
+    """The log's row of the best validation accuracy, the first if several; None without any."""
+    rows = [row for row in rows if row["val_acc"] != ""]
+    return max(rows, key=lambda row: row["val_acc"], default=None)
+
+
+# ---------------------------------------------------------------- what a run writes
+
+
+def save(run, name="ckpt.pt"):
+    """Write a checkpoint, whole or not at all; never one whose weights aren't finite."""
+    if not all(w.isfinite().all() for w in run.network.state_dict().values()):
+        raise RunFailed(not_finite(run, "the weights are"))
+    state = run.state()
+    if name != "ckpt.pt":
+        del state["resume"]
+    data.write_file(run.out / name, lambda file: torch.save(state, file))
+
+
+def not_finite(run, what):
+    kept = f"{run.out / 'ckpt.pt'} still holds epoch {run.epoch}" if run.epoch else "none was saved"
+    return (
+        f"{what} no longer finite in epoch {run.epoch + 1} at a rate of {run.rate:g}: "
+        f"try a lower --lr; {kept}"
+    )
+
+
+def write_log(run):
+    """log.csv and curves.png, from the rows of the run, which the checkpoint holds too."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, LOG, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(run.rows)
+    data.write_file(run.out / "log.csv", lambda file: file.write(text.getvalue().encode()))
+    curves = draw_curves(run.rows, f"{run.args.model} on {Path(run.source).name}")
+    data.write_file(run.out / "curves.png", lambda file: curves.save(file, "PNG"))
+
+
+# ---------------------------------------------------------------- curves
+
+TRAIN_COLOUR, VAL_COLOUR = "#D55E00", "#0072B2"  # told apart by the colour-blind (Okabe and Ito)
+SCALE = 2  # curves are drawn so much larger, then reduced: Pillow's lines have no antialiasing
+
+
+def ticks(top):
+    """Round numbers from 0 up to top, about five of them."""
+    rough = top / 5
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
+    return [round(i * step, 10) for i in range(int(top / step + 1e-9) + 1)]
+
+
+def draw_panel(draw, left, title, key, rows, top):
+    """One pair of axes, 430 x 260 points: train_<key> and val_<key> of the log against epochs.
+
+    Values above top are drawn at its height. Gives the function from (epoch, value) to a point.
+    """
+    font = ImageFont.load_default(13 * SCALE)
+    low, high, right = 330 * SCALE, 70 * SCALE, left + 430 * SCALE
+    epochs = rows[-1]["epoch"]
+
+    def point(epoch, value):
+        height = min(value, top) / top
+        return left + (right - left) * epoch / epochs, low - (low - high) * height
+
+    draw.text((left, high - 26 * SCALE), title, "black", font)
+    for value in ticks(top):
+        y = point(0, value)[1]
+        draw.line([(left, y), (right, y)], "#dddddd", SCALE)
+        draw.text((left - 8 * SCALE, y), f"{value:g}", "black", font, anchor="rm")
+    for epoch in ticks(max(epochs, 5)):
+        if epoch == int(epoch) and epoch <= epochs:
+            draw.text((point(epoch, 0)[0], low + 6 * SCALE), f"{epoch:g}", "black", font, "ma")
+    draw.text(((left + right) / 2, low + 26 * SCALE), "epoch", "black", font, anchor="ma")
+    draw.line([(left, high), (left, low), (right, low)], "black", SCALE)
+    for part, colour in (("train", TRAIN_COLOUR), ("val", VAL_COLOUR)):
+        values = [(row["epoch"], row[f"{part}_{key}"]) for row in rows]
+        points = [point(*pair) for pair in values if pair[1] != "" and math.isfinite(pair[1])]
+        if len(points) > 1:
+            draw.line(points, colour, 2 * SCALE, joint="curve")
+        for x, y in points if len(points) < 3 else points[-1:]:
+            r = 3 * SCALE
+            draw.ellipse([x - r, y - r, x + r, y + r], colour)
+    return point
+
+
+def draw_curves(rows, title):
+    """Loss and accuracy against epochs, train against validation, the best epoch marked: a Pillow
+    picture of 1040 x 390 px. rows: the log's.
+    """
+    canvas = Image.new("RGB", (1040 * SCALE, 390 * SCALE), "white")
+    draw = ImageDraw.Draw(canvas)
+    font, large = ImageFont.load_default(13 * SCALE), ImageFont.load_default(17 * SCALE)
+    draw.text((60 * SCALE, 10 * SCALE), title, "black", large)
+    # The first epochs' validation loss can be off the scale while batch norm's averages settle.
+    top = 1.1 * max(row["train_loss"] for row in rows) or 1
+    draw_panel(draw, 60 * SCALE, "loss", "loss", rows, top)
+    accuracies = [row[key] for row in rows for key in ("train_acc", "val_acc") if row[key] != ""]
+    top = min(1, 1.1 * max(accuracies) or 1)
+    point = draw_panel(draw, 570 * SCALE, "accuracy", "acc", rows, top)
+    best = best_row(rows)
+    if best:
+        x, y = point(best["epoch"], best["val_acc"])
+        r = 6 * SCALE
+        draw.ellipse([x - r, y - r, x + r, y + r], outline=VAL_COLOUR, width=2 * SCALE)
+    legend = [("training", TRAIN_COLOUR), ("validation", VAL_COLOUR)]
+    if best:
+        note = f"o best: {best['val_acc']:.4f} at epoch {best['epoch']}"
+        legend.append((note, VAL_COLOUR))
+    x = 650 * SCALE
+    for text, colour in legend:
+        draw.text((x, 44 * SCALE), text, colour, font)
+        x += font.getlength(text) + 18 * SCALE
+    return canvas.resize((1040, 390), Image.Resampling.LANCZOS)
+
+
+# ---------------------------------------------------------------- the loop
+
+
+@contextmanager
+def stop_signals():
+    """A list that Ctrl-C and SIGTERM add to, for the loop to look at; Ctrl-C again interrupts."""
+    received, before = [], {}
+
+    def note(number, frame):
+        received.append(signal.Signals(number).name)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    if threading.current_thread() is threading.main_thread():
+        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def train_steps(run, stop, progress):
+    """Train to the end of the epoch; False if a signal in `stop` came first."""
+    run.network.train()
+    first = run.step
+    for x, y in run.batches.epoch(run.epoch, first):
+        if stop:
+            return False
+        torch.manual_seed(data.seed_from(run.args.seed, run.epoch, run.step, 1))  # for dropout
+        with predict.autocast(run.device, run.precision):
+            logits = run.network(x)
+        loss = F.cross_entropy(logits.float(), y)
+        run.scaler.scale(loss).backward()
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+        run.optimizer.zero_grad()
+        run.rate = run.optimizer.param_groups[0]["lr"]
+        if run.args.schedule != "plateau":
+            run.schedule.step()
+        right = (logits.argmax(1) == y).sum()
+        run.totals += torch.stack([loss.detach() * len(y), right, torch.full_like(right, len(y))])
+        run.step += 1
+        progress.done += len(y)
+        show_progress(run, progress, first)
+    return True
+
+
+def show_progress(run, progress, first):
+    """epoch 3/40 · step 120/563 · 84 pictures a second · 12:34 left"""
+    to_do = (run.args.epochs - run.epoch) * len(run.batches) - run.step
+    elapsed = time.monotonic() - progress.start
+    minutes, seconds = divmod(round(to_do * elapsed / (run.step - first)), 60)
+    progress.show(
+        f"epoch {run.epoch + 1}/{run.args.epochs} · step {run.step}/{len(run.batches)} · "
+        f"{progress.speed():,.0f} pictures a second · {minutes}:{seconds:02d} left"
+    )
+
+
+def finish_epoch(run):
+    """Validate; returns the epoch's figures for the log."""
+    loss, right, count = run.totals.tolist()
+    if not math.isfinite(loss):
+        raise RunFailed(not_finite(run, "the loss is"))
+    row = {"epoch": run.epoch + 1, "lr": run.rate}
+    row.update(train_loss=loss / count, train_acc=right / count, val_loss="", val_acc="")
+    if len(run.val_labels):
+        answers = predict.logits(run.network, run.val_images, precision=run.precision)
+        row["val_loss"] = F.cross_entropy(answers, run.val_labels).item()
+        row["val_acc"] = (answers.argmax(1) == run.val_labels).double().mean().item()
+    if run.args.schedule == "plateau":
+        run.schedule.step(row["train_loss"] if row["val_loss"] == "" else row["val_loss"])
+    run.epoch, run.step = run.epoch + 1, 0
+    run.totals = run.no_totals()
+    return row
+
+
+def fit(run):
+    """Train to the last epoch, writing after each: best.pt, log.csv, curves.png, ckpt.pt last."""
+    print(HEADER)
+    with stop_signals() as stop:
+        while run.epoch < run.args.epochs:
+            progress = data.Progress()
+            finished = train_steps(run, stop, progress)
+            speed = progress.speed()
+            progress.close()
+            if not finished:
+                save(run)
+                raise RunFailed(
+                    f"stopped by {stop[0]} in epoch {run.epoch + 1} after step {run.step}; "
+                    "--resume goes on from there"
+                )
+            row = finish_epoch(run)
+            row["images_per_second"] = speed
+            row["seconds"] = time.monotonic() - progress.start
+            run.rows.append(
+                {key: float(f"{x:.6g}") if isinstance(x, float) else x for key, x in row.items()}
+            )
+            print(table_row(run.rows[-1]))
+            if best_row(run.rows) is run.rows[-1]:
+                save(run, "best.pt")
+            write_log(run)
+            save(run)
+    print(summary(run))
+
+
+HEADER = "epoch       lr  train loss   acc    val loss   acc    pictures/s  seconds"
+
+
+def table_row(row):
+    """A line of the table under HEADER."""
+    loss, acc = row["val_loss"], row["val_acc"]
+    val = f"{'-':>8} {'-':>7}" if acc == "" else f"{loss:8.4f} {acc:7.4f}"
+    return (
+        f"{row['epoch']:5} {row['lr']:8.5f}    {row['train_loss']:8.4f} {row['train_acc']:7.4f}"
+        f"  {val}  {row['images_per_second']:10,.0f} {row['seconds']:8.1f}"
+    )
+
+
+def summary(run):
+    """What the run came to, and which file and figure is which."""
+    last, best = run.rows[-1], best_row(run.rows)
+    text = f"ckpt.pt: the last epoch, {last['epoch']}"
+    if best:
+        text += (
+            f", validation accuracy {last['val_acc']:.4f}\nbest.pt: the best epoch, "
+            f"{best['epoch']}, {best['val_acc']:.4f} (chosen on validation, so a little flattered)"
+        )
+    return f"{text}\nnext: python predict.py {run.out / 'ckpt.pt'}"
+
+
+# ---------------------------------------------------------------- command line
+
+
+def number(kind, expected, fits):
+    """An argparse type: a number for which fits(number) is true, else a sentence."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not fits(value):
+            raise argparse.ArgumentTypeError(f"{text!r} should be {expected}")
+        return value
+
+    return parse
+
+
+def at_least(low):
+    return number(int, f"a whole number, {low} or more", lambda x: x >= low)
+
+
+def one_of(names):
+    def parse(text):
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text!r} should be one of {', '.join(names)}")
+        return text
+
+    return parse
+
+
+RATE = number(float, "a number above 0", lambda x: 0 < x < math.inf)
+SHARE = number(float, "at least 0 and below 1", lambda x: 0 <= x < 1)
+DECAY = number(float, "a number, 0 or more", lambda x: 0 <= x < math.inf)
+SIDE = number(
+    int,
+    f"a whole number of pixels from {data.SMALLEST} to {data.LARGEST}",
+    lambda x: data.SMALLEST <= x <= data.LARGEST,
+)
+
+# group, flag, what its value is called, its type, help; the recipe's default is added to the help.
+FLAGS = [
+    ("data", "--data", "PATH", str, "folder, archive, cifar10, cifar100 or demo (default: the one "
+     "data set below data/ or /kaggle/input/, else the demo)"),
+    ("data", "--val", "SHARE", SHARE, "share of the labelled pictures for validation, 0 for none "
+     "(default: the source's own part, else 0.1; report E1)"),
+    ("data", "--augment", "MIX", str, "copies of the data: + concatenates, a comma composes, :P is "
+     f"a probability; clean, {', '.join(augment.AUGMENTATIONS)} (report E2)"),
+    ("data", "--size", "S", SIDE, "resize pictures to S x S pixels (default: their own size)"),
+    ("data", "--limit", "N", at_least(2), "at most N labelled pictures, of all classes alike"),
+    ("model", "--model", "NAME", str, f"{' or '.join(models.MODELS)}, with options as in "
+     "v14:groups=4,dropout=0.25 (report F1 to F7)"),
+    ("optimisation", "--optimizer", "NAME", one_of(["sgd", "adam"]), "sgd or adam (report V4)"),
+    ("optimisation", "--lr", "RATE", RATE, "highest learning rate (report F1, F8)"),
+    ("optimisation", "--schedule", "NAME", one_of(SCHEDULES), f"{', '.join(SCHEDULES)} "
+     "(report B1 to B4, F1)"),
+    ("optimisation", "--epochs", "N", at_least(1), "passes over the training set (report F9)"),
+    ("optimisation", "--batch-size", "N", at_least(2), "pictures a step"),
+    ("optimisation", "--momentum", "M", SHARE, "of SGD"),
+    ("optimisation", "--weight-decay", "D", DECAY, "L2 penalty on all weights (report F12)"),
+    ("run", "--recipe", "NAME", one_of(RECIPES), f"a row of defaults: {', '.join(RECIPES)} "
+     "(default: report)"),
+    ("run", "--out", "DIR", str, "where the files go (default: here)"),
+    ("run", "--seed", "N", at_least(0), "of the split, the weights and all that is drawn "
+     "(default: 0)"),
+]  # fmt: skip
+
+
+def parse_args(argv=None):
+    """The flags, completed from the recipe; args.given maps those that the user gave."""
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        usage=argparse.SUPPRESS,
+        description="Train a small-picture classifier from scratch: python train.py [flags]",
+        allow_abbrev=False,
+    )
+    groups = {name: parser.add_argument_group(name) for name, *_ in FLAGS}
+    for group, flag, metavar, kind, text in FLAGS:
+        default = RECIPES["report"].get(flag[2:].replace("-", "_"))
+        shown = "" if default is None else f" (default: {default})"
+        groups[group].add_argument(flag, metavar=metavar, type=kind, help=text + shown)
+    groups["run"].add_argument(
+        "--resume", action="store_true", help="go on with the ckpt.pt in --out, with its flags"
+    )
+    args = predict.parse_flags(parser, argv)
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    defaults = {"out": ".", "seed": 0, **RECIPES[args.recipe or "report"]}
+    return argparse.Namespace(**{**vars(args), **defaults, **given}, given=given)
+
+
+def resumed_args(args, checkpoint):
+    """The arguments of the run to be resumed; ValueError where a flag contradicts them."""
+    stored, given = checkpoint["args"], args.given
+    for name, value in given.items():
+        if name not in MAY_CHANGE and value != stored.get(name):
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(
+                f"{flag} {value} contradicts the run to be resumed, which has {stored.get(name)}: "
+                f"leave {flag} out, or start a new run without --resume"
+            )
+    changed = {"out": args.out, "data": given.get("data", checkpoint["source"])}
+    return argparse.Namespace(**{**stored, **changed}, given=given)
+
+
+def prepare(args):
+    """Everything up to the first step: ValueError or OSError where a flag or the data is wrong."""
+    out = Path(args.out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: name a folder")
+    checkpoint = None
+    if args.resume:
+        if not (out / "ckpt.pt").is_file():
+            raise ValueError(f"nothing to resume: there is no ckpt.pt in {out}/")
+        _, checkpoint = models.load_checkpoint(out / "ckpt.pt")
+        args = resumed_args(args, checkpoint)
+    run = Run(args, checkpoint)
+    out.mkdir(parents=True, exist_ok=True)
+    if not checkpoint:
+        data.set_aside(*(out / name for name in FILES))
+    return run
+
+
+def describe(run):
+    """What is about to be trained, on what, with what."""
+    count = sum(p.numel() for p in run.network.parameters())
+    train, val = len(run.batches.indices), len(run.val_labels)
+    mix = " + ".join(map(str, run.batches.pipelines))
+    print(
+        f"data: {run.source}, {len(run.classes)} classes, {run.size} px, {train:,} pictures to "
+        f"train on, {val:,} for validation\n"
+        f"mix: {mix}: {run.batches.total:,} pictures an epoch in {len(run.batches):,} steps\n"
+        f"model: {run.args.model}, {count:,} parameters\n"
+        f"computed on: {computed_on(run.device, run.precision)}"
+    )
+    if run.epoch or run.step:
+        print(f"resumed after epoch {run.epoch} and {run.step} steps")
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    gpus = range(torch.cuda.device_count())
+    with torch.random.fork_rng(devices=gpus):  # the caller's own random numbers stay as they were
+        try:
+            run = prepare(args)
+        except (ValueError, OSError) as error:
+            fail(error, 2)
+        except RuntimeError as error:
+            fail(error, 1)
+        describe(run)
+        try:
+            fit(run)
+        except (RunFailed, OSError) as error:
+            fail(error, 1)
+
+
+def fail(error, status):
+    print(f"train.py: error: {error}", file=sys.stderr)
+    raise SystemExit(status) from None
+
+
+if __name__ == "__main__":
+    main()
