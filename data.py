@@ -34,6 +34,10 @@ CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # to
 SMALLEST, LARGEST = 16, 512  # sides in pixels: below, no network fits; above, it isn't small
 
 
+class NotADataSet(ValueError):
+    """A folder or an archive in none of the layouts that describe() knows."""
+
+
 @dataclass
 class Dataset:
     """A source's pictures in memory; N labelled ones and M to be answered.
@@ -142,11 +146,14 @@ def find_source(places=("data", "/kaggle/input")):
 
 
 def has_layout(folder):
-    """Whether describe() understands a folder."""
+    """Whether describe() knows the layout of a folder, be it faulty or not."""
     try:
-        return bool(describe(Files(folder)).ids)
-    except ValueError:
+        describe(Files(folder))
+    except NotADataSet:
         return False
+    except ValueError:
+        pass
+    return True
 
 
 class Files:
@@ -227,7 +234,7 @@ def describe(files):
         dataset = layout(files)
         if dataset is not None:
             return dataset
-    raise ValueError(
+    raise NotADataSet(
         f"{files.path} holds no data set: expected labels.csv with trainval/, or train/<class>/*, "
         "or one folder a class"
     )
@@ -247,6 +254,8 @@ def homework_layout(files):
     if not pictures:
         raise ValueError(f"{files.path} has {tables[0]} but no pictures in a folder trainval/")
     columns, rows = read_labels(files.read(tables[0]), tables[0])
+    if columns[0] in pictures:
+        raise ValueError(f"{tables[0]} has no header: its first row already names a picture")
     bare = {str(PurePosixPath(name).with_suffix("")): name for name in pictures}
     missing = [f"row {n} ({i})" for n, i, _ in rows if i not in pictures and i not in bare]
     if missing:
@@ -301,7 +310,7 @@ def read_labels(content, name):
 
 
 def folder_layout(files):
-    """train/<class>/* (with val/<class>/* and test/*, if there), or <class>/* alone."""
+    """train/<class>/* (with val/<class>/*, if there), or <class>/* alone; test/* isn't a class."""
     names = [name for name in files.names if is_picture(name)]
     top = [PurePosixPath(name).parts for name in names]
     depth = len(os.path.commonprefix([parts[:-2] for parts in top])) if top else 0
@@ -313,7 +322,7 @@ def folder_layout(files):
     for name, parts in zip(names, top):
         if has_train and len(parts) == 3 and parts[0] in ("train", "val"):
             labelled.append((parts[1], parts[0] == "val", name))
-        elif has_train and parts[0] == "test":
+        elif parts[0] == "test" and len(parts) > 1:
             test.append(("/".join(parts[1:]), name))
         elif not has_train and len(parts) == 2:
             labelled.append((parts[0], False, name))

@@ -34,12 +34,12 @@ VIEWS = [
 
 
 def choose_device():
-    """The first GPU if this torch can use it, else the CPU; a RuntimeError if it can't."""
+    """The first GPU if this torch can use it, else the CPU; ValueError for a GPU it can't use."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     capability, kernels = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
     if not has_kernels(capability, kernels):
-        raise RuntimeError(
+        raise ValueError(
             f"this torch has no kernels for {torch.cuda.get_device_name()} (sm_{capability[0]}"
             f"{capability[1]}, it has {' '.join(kernels)}): install an older torch, choose another "
             'card, or set CUDA_VISIBLE_DEVICES="" to use the CPU'
@@ -165,17 +165,17 @@ def submit(networks, checkpoint, args):
         for probability, label in zip(*(values.tolist() for values in likeliest)):
             print(f"  {probability:6.1%}  {classes[label]}")
         return
-    if source is not None and Path(source).exists() and not data.has_layout(source):
-        images, ids = data.load_pictures(source, size)
-    else:
-        source = source or checkpoint["source"]
+    source = source or checkpoint["source"]
+    try:
         dataset = data.load(source, size, labelled=False)
         images, ids, columns = dataset.test_images, dataset.test_ids, dataset.columns
-        if images is None:
-            raise ValueError(
-                f"{source} has no test pictures to answer: --score answers the labelled ones that "
-                "training did not see, --data FOLDER any folder of pictures"
-            )
+    except data.NotADataSet:
+        images, ids = data.load_pictures(source, size)
+    if images is None:
+        raise ValueError(
+            f"{source} has no test pictures to answer: --score answers the labelled ones that "
+            "training did not see, --data FOLDER any folder of pictures"
+        )
     answers = predict(networks, images, args.views).argmax(1).tolist()
     out = args.out or "submission.csv"
     write_table(out, columns, ([i, classes[label]] for i, label in zip(ids, answers)))
@@ -213,7 +213,7 @@ def score(networks, checkpoints, args):
     for name, images, labels, ids in unseen(dataset, checkpoints):
         probabilities = predict(networks, images, args.views)
         right = (probabilities.argmax(1) == labels).float().mean()
-        print(f"{name}: accuracy {right:.4f} on {len(labels):,} pictures")
+        print(f"{name}: accuracy {right:.4f} on {len(ids):,} pictures")
     # The details are of the last part: the published test where there is one.
     classes, out = dataset.classes, Path(args.out or "scores.csv")
     rows, confusions = by_class(probabilities.argmax(1), labels, classes)
@@ -342,7 +342,7 @@ def main(argv=None):
             score(networks, checkpoints, args)
         else:
             submit(networks, checkpoints[0], args)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError) as error:
         print(f"predict.py: error: {error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, (ValueError, FileNotFoundError)) else 1) from None
 

@@ -34,34 +34,16 @@ import data
 import models
 import predict
 
-# A recipe is a row of defaults; flags given beside --recipe win.
+# A recipe is a row of defaults; flags given beside --recipe win. "report" is the report's final
+# model (F1 the rate and the schedule, F9 the epochs, F12 the weight decay, E2 the mix).
 RECIPES = {
-    # The report's final model (F1 the rate and the schedule, F9 the epochs, F12 the weight decay,
-    # E2 the mix).
-    "report": {
-        "model": "v14",
-        "augment": augment.REPORT_MIX,
-        "optimizer": "sgd",
-        "lr": 0.5,
-        "schedule": "cosine",
-        "epochs": 40,
-        "batch_size": 64,
-        "momentum": 0.9,
-        "weight_decay": 1e-4,
-    },
-}
-FILES = ("ckpt.pt", "best.pt", "log.csv", "curves.png")  # what a run writes into --out
-LOG = (
-    "epoch",
-    "lr",
-    "train_loss",
-    "train_acc",
-    "val_loss",
-    "val_acc",
-    "images_per_second",
-    "seconds",
-)
-MAY_CHANGE = {"data", "out", "resume", "recipe"}  # flags that a resumed run may give anew
+    "report": dict(
+        model="v14", augment=augment.REPORT_MIX, optimizer="sgd", lr=0.5, schedule="cosine",
+        epochs=40, batch_size=64, momentum=0.9, weight_decay=1e-4,
+    ),
+}  # fmt: skip
+FILES = ["ckpt.pt", "best.pt", "log.csv", "curves.png"]  # what a run writes into --out
+MAY_CHANGE = ["data", "out", "resume", "recipe"]  # flags that a resumed run may give anew
 
 
 class RunFailed(Exception):
@@ -80,43 +62,24 @@ def make_optimizer(network, args):
     )
 
 
-def cosine(optimizer, args, steps):
-    """Half a cosine from lr to zero over the whole run, a step at a time (arXiv:1608.03983)."""
-    return lr_scheduler.CosineAnnealingLR(optimizer, args.epochs * steps)
-
-
-def cyclic(optimizer, args, steps):
-    """lr/10 to lr and back; the report's 0.01 to 0.1 (B2). Half a cycle is 2,000 steps and momentum
-    goes from 0.9 to 0.8 and back: torch's defaults, our reading of the report (arXiv:1506.01186).
-    """
-    return lr_scheduler.CyclicLR(
-        optimizer,
-        args.lr / 10,
-        args.lr,
-        cycle_momentum=args.optimizer == "adam" or args.momentum > 0,
-    )
-
-
-def lambda_(optimizer, args, steps):
-    """0.95 of the rate after each epoch: the report doesn't give its lambda (B3), this is ours."""
-    return lr_scheduler.LambdaLR(optimizer, lambda step: 0.95 ** (step // steps))
-
-
-def plateau(optimizer, args, steps):
-    """A tenth of the rate once the validation loss has not fallen for ten epochs (as torch's)."""
-    return lr_scheduler.ReduceLROnPlateau(optimizer)
-
-
-def constant(optimizer, args, steps):
-    return lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-
-
+# name: function of the optimizer, the arguments and the number of steps in an epoch.
 SCHEDULES = {
-    "cosine": cosine,
-    "cyclic": cyclic,
-    "lambda": lambda_,
-    "plateau": plateau,
-    "constant": constant,
+    # Half a cosine from lr to zero over the whole run, falling at every step (arXiv:1608.03983).
+    "cosine": lambda optimizer, args, steps: lr_scheduler.CosineAnnealingLR(
+        optimizer, args.epochs * steps
+    ),
+    # lr/10 to lr and back, the report's 0.01 to 0.1 (B2). Half a cycle is 2,000 steps, and momentum
+    # goes from 0.9 to 0.8 and back: torch's defaults, our reading of the report (arXiv:1506.01186).
+    "cyclic": lambda optimizer, args, steps: lr_scheduler.CyclicLR(
+        optimizer, args.lr / 10, args.lr, cycle_momentum=args.momentum > 0
+    ),
+    # 0.95 of the rate after each epoch. The report doesn't give its lambda (B3): this one is ours.
+    "lambda": lambda optimizer, args, steps: lr_scheduler.LambdaLR(
+        optimizer, lambda step: 0.95 ** (step // steps)
+    ),
+    # A tenth of the rate when the validation loss has not fallen for ten epochs: torch's defaults.
+    "plateau": lambda optimizer, args, steps: lr_scheduler.ReduceLROnPlateau(optimizer),
+    "constant": lambda optimizer, args, steps: lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
 }
 
 
@@ -129,11 +92,21 @@ class Run:
     def __init__(self, args, checkpoint=None):
         """Read the data and build everything; a checkpoint gives back what it holds."""
         self.args, self.out = args, Path(args.out)
-        pipelines = augment.parse(args.augment)
         self.model, self.options = models.parse(args.model)
         self.device = predict.choose_device()
         self.precision = predict.choose_precision(self.device)
+        self.read(augment.parse(args.augment), checkpoint)
+        self.build()
+        self.epoch, self.step = 0, 0  # whole epochs done, and steps done of the next one
+        self.rate = args.lr  # of the last step
+        self.totals = self.no_totals()
+        self.rows = []  # of the log
+        if checkpoint:
+            self.restore(checkpoint)
 
+    def read(self, pipelines, checkpoint):
+        """The pictures, split into what is trained on and what validates."""
+        args = self.args
         dataset = data.load(args.data, args.size, args.limit, test=False)
         if checkpoint:
             data.require_same(dataset, checkpoint)
@@ -146,17 +119,20 @@ class Run:
         self.classes, self.size = dataset.classes, dataset.images.shape[-1]
         self.mean, self.std = data.statistics(dataset.images, train)
         images, labels = on_device(dataset.images, self.device), dataset.labels.to(self.device)
-        self.val_images, self.val_labels = dataset.images[val].to(self.device), labels[val]
+        self.val_images, self.val_labels = images[val.to(images.device)], labels[val]
         self.batches = data.Batches(
             images, labels, train, pipelines, args.batch_size, args.seed, self.device
         )
 
-        torch.manual_seed(data.seed_from(args.seed))  # the initial weights are drawn on the CPU
+    def build(self):
+        """The network with its initial weights, and what moves them."""
+        args = self.args
+        torch.manual_seed(data.seed_from(args.seed))  # the weights are drawn on the CPU
         network = models.build_model(
             self.model, len(self.classes), self.mean, self.std, **self.options
         )
-        on_gpu = self.device.type == "cuda"
         # Contiguous on a CPU: never much slower there, and on some twice as fast.
+        on_gpu = self.device.type == "cuda"
         layout = torch.channels_last if on_gpu else torch.contiguous_format
         self.network = network.to(self.device, memory_format=layout)
         self.optimizer = make_optimizer(self.network, args)
@@ -164,12 +140,6 @@ class Run:
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.precision == torch.float16
         )
-        self.rate = args.lr  # of the last step
-        self.epoch, self.step = 0, 0  # whole epochs done, and steps done of the next one
-        self.totals = self.no_totals()
-        self.rows = []  # of the log
-        if checkpoint:
-            self.restore(checkpoint)
 
     def no_totals(self):
         """Sums over an epoch: of the loss, of right answers, of pictures; read once an epoch."""
@@ -192,7 +162,11 @@ class Run:
             "fingerprint": self.fingerprint,
             "epoch": self.epoch,
             "log": self.rows,
-            "versions": versions(),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": str(torch.__version__),
+                "torchvision": str(torchvision.__version__),
+            },
             "computed_on": computed_on(self.device, self.precision),
             "resume": {
                 "step": self.step,
@@ -233,14 +207,6 @@ def plain(state):
     return {key: value for key, value in state.items() if isinstance(value, kinds)}
 
 
-def versions():
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
-    }
-
-
 def computed_on(device, precision):
     """'cpu, 2 threads, float32': what must be the same for a resumed run to give the same bits."""
     kind = str(precision).replace("torch.", "")
@@ -279,7 +245,7 @@ def not_finite(run, what):
 def write_log(run):
     """log.csv and curves.png, from the rows of the run, which the checkpoint holds too."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, LOG, lineterminator="\n")
+    writer = csv.DictWriter(text, list(run.rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(run.rows)
     data.write_file(run.out / "log.csv", lambda file: file.write(text.getvalue().encode()))
@@ -617,7 +583,7 @@ def prepare(args):
     return run
 
 
-def describe(run):
+def print_start(run):
     """What is about to be trained, on what, with what."""
     count = sum(p.numel() for p in run.network.parameters())
     train, val = len(run.batches.indices), len(run.val_labels)
@@ -641,9 +607,7 @@ def main(argv=None):
             run = prepare(args)
         except (ValueError, OSError) as error:
             fail(error, 2)
-        except RuntimeError as error:
-            fail(error, 1)
-        describe(run)
+        print_start(run)
         try:
             fit(run)
         except (RunFailed, OSError) as error:
