@@ -1,0 +1,333 @@
+"""Sources in every layout, the split, and the batches: what a network sees and what not."""
+
+import shutil
+import tarfile
+import zipfile
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from conftest import save_picture, write_homework
+from PIL import Image
+
+import augment
+import data
+
+
+def pack(folder, path):
+    """The folder as an archive whose top level is the folder itself."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in sorted(folder.rglob("*")):
+                archive.write(file, file.relative_to(folder.parent))
+    else:
+        with tarfile.open(path, "w:" + path.suffix[1:].replace("tar", "")) as archive:
+            archive.add(folder, folder.name)
+    return path
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tar.gz", "x.tar.xz"])
+def test_an_archive_holds_what_its_folder_holds(homework, tmp_path, name):
+    folder = data.load(homework)
+    archive = data.load(pack(homework, tmp_path / name))
+    assert torch.equal(folder.images, archive.images)
+    assert torch.equal(folder.test_images, archive.test_images)
+    assert (folder.ids, folder.test_ids) == (archive.ids, archive.test_ids)
+    assert folder.fingerprint == archive.fingerprint
+
+
+def test_the_homework_as_it_is_published(homework):
+    dataset = data.load(homework)
+    assert dataset.images.shape == (60, 3, 16, 16) and dataset.images.dtype == torch.uint8
+    assert dataset.classes == ["8", "9", "10"]  # 9 before 10
+    assert dataset.columns == ("Id", "Category") and dataset.val_indices is None
+    rows = [line.split(",") for line in (homework / "labels.csv").read_text().split()[1:]]
+    assert [(i, dataset.classes[y]) for i, y in zip(dataset.ids, dataset.labels)] == [
+        tuple(row) for row in rows
+    ]
+    for i in (0, 31, 59):
+        with Image.open(homework / "trainval" / dataset.ids[i]) as image:
+            assert np.array_equal(dataset.images[i].permute(1, 2, 0), np.asarray(image))
+    assert dataset.test_ids == [f"test_{i:05d}.png" for i in range(9)]
+
+
+def test_the_homework_as_users_have_it(homework, tmp_path):
+    plain = data.load(homework)
+    deep = tmp_path / "a" / "b"
+    for part in ("trainval", "test"):  # doubled, as some archives unpack
+        shutil.copytree(homework / part, deep / part / part)
+    text = (homework / "labels.csv").read_text().replace("Id,Category", "file,label")
+    text = text.replace(".png", "")
+    (deep / "labels.csv").write_bytes(("\ufeff" + text.replace("\n", "\r\n")).encode())
+    (deep / "trainval" / "more.png").write_bytes(b"a picture that no row names")
+    dataset = data.load(tmp_path / "a")
+    assert torch.equal(dataset.images, plain.images)
+    assert torch.equal(dataset.test_images, plain.test_images)
+    assert dataset.columns == ("file", "label")
+    assert dataset.ids[0] == "trainval_00000" and dataset.test_ids[0] == "test_00000"
+
+
+def write_folders(folder, *parts):
+    """Pictures of two sizes as part/class/name, or part/name where the part is test."""
+    demo = data.load("demo")
+    for n, part in enumerate(parts):
+        path = folder / part
+        path.mkdir(parents=True)
+        for i in range(3):
+            save_picture(demo.images[n * 3 + i], path / f"{i + 8}.png")
+    return folder
+
+
+def test_one_folder_a_class(tmp_path):
+    parts = ["train/b", "train/a", "val/a", "test"]
+    dataset = data.load(write_folders(tmp_path / "x", *parts))
+    assert dataset.classes == ["a", "b"]
+    assert dataset.ids[:3] == ["train/a/8.png", "train/a/9.png", "train/a/10.png"]
+    assert dataset.labels.tolist() == [0] * 3 + [1] * 3 + [0] * 3
+    assert dataset.val_indices.tolist() == [6, 7, 8]
+    assert dataset.test_ids == ["8.png", "9.png", "10.png"]
+    assert torch.equal(dataset.images[0], data.load("demo").images[3])
+    train, val = data.parts(dataset, None, seed=0)
+    assert (train.tolist(), val.tolist()) == ([0, 1, 2, 3, 4, 5], [6, 7, 8])
+    assert len(data.parts(dataset, 0.0, seed=0)[1]) == 0  # --val given wins
+
+    flat = data.load(write_folders(tmp_path / "y", "cat", "dog", "test"))
+    assert flat.classes == ["cat", "dog"] and len(flat.ids) == 6 and len(flat.test_ids) == 3
+    assert data.load(write_folders(tmp_path / "z", "train/1", "train/2")).classes == ["1", "2"]
+    packed = data.load(pack(tmp_path / "x", tmp_path / "x.zip"))
+    assert packed.ids == dataset.ids and torch.equal(packed.images, dataset.images)
+
+
+def test_cifar_through_torchvision(tmp_path, monkeypatch):
+    import pickle
+
+    from torchvision.datasets import CIFAR10
+
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "data" / CIFAR10.base_folder
+    folder.mkdir(parents=True)
+    pictures = np.random.default_rng(0).integers(0, 256, (6, 20, 3072), np.uint8)
+    names = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
+    for name, part in zip(names, pictures):
+        content = {"data": part, "labels": [i % 10 for i in range(20)]}
+        (folder / name).write_bytes(pickle.dumps(content))
+    classes = [f"class {i}" for i in range(10)]
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": classes}))
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
+    dataset = data.load("cifar10")
+    assert dataset.images.shape == (100, 3, 32, 32) and dataset.test_images.shape == (20, 3, 32, 32)
+    assert np.array_equal(dataset.images[20].flatten(), pictures[1, 0])
+    assert dataset.classes == classes and dataset.test_labels[11] == 1
+    assert data.load("cifar10", size=20, limit=50).images.shape == (50, 3, 20, 20)
+    assert data.find_source() == "cifar10"
+
+
+def test_the_demo_is_the_same_every_time_and_every_class_survives_flips():
+    demo, again = data.load("demo"), data.load("demo")
+    assert torch.equal(demo.images, again.images) and demo.fingerprint == again.fingerprint
+    assert len(demo.classes) == 10 and demo.test_labels is not None
+    train, val = data.parts(demo, None, seed=0)
+    counts = Counter(demo.labels[val].tolist())
+    assert len(counts) == 10 and len(set(counts.values())) == 1
+    flat = demo.images.flatten(1).tolist()
+    assert len(set(map(tuple, flat))) == len(flat)  # no picture twice, so none in both parts
+    assert data.load("demo", size=24).images.shape[-1] == 24
+
+
+def test_the_source_is_looked_for_and_said(tmp_path, monkeypatch, capsys, homework):
+    monkeypatch.chdir(tmp_path)
+    assert data.find_source() == "demo" and "DEMO" in capsys.readouterr().out
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "notes").mkdir()
+    shutil.copytree(homework, tmp_path / "data" / "bhw1")
+    assert data.find_source() == "data/bhw1" and "data/bhw1" in capsys.readouterr().out
+    pack(homework, tmp_path / "data" / "other.zip")
+    with pytest.raises(ValueError, match=r"data/bhw1 or data/other.zip"):
+        data.find_source()
+    shutil.copytree(homework, tmp_path / "data", dirs_exist_ok=True)
+    assert data.find_source() == "data"
+    elsewhere = write_folders(tmp_path / "input" / "pets", "train/cat", "train/dog")
+    assert data.find_source(["nowhere", tmp_path / "input"]) == str(elsewhere)
+
+
+def test_sizes_are_made_equal(homework, capsys):
+    small = Image.new("RGB", (9, 20), "red")
+    small.save(homework / "trainval" / "trainval_00004.png")
+    Image.new("L", (40, 16), 128).save(homework / "trainval" / "trainval_00005.png")
+    dataset = data.load(homework)
+    assert "2 sizes" in capsys.readouterr().out
+    assert dataset.images.shape[-1] == 16
+    assert (dataset.images[4].float().mean((1, 2)) == torch.tensor([255.0, 0, 0])).all()
+    assert (dataset.images[5] == 128).all()
+    assert data.load(homework, size=20).images.shape[-1] == 20
+
+
+def test_limit_keeps_classes_in_proportion_and_the_choice_is_always_the_same(homework):
+    whole, limited = data.load(homework), data.load(homework, limit=30)
+    assert Counter(limited.labels.tolist()) == {0: 10, 1: 10, 2: 10}
+    assert limited.ids == data.load(homework, limit=30).ids and set(limited.ids) < set(whole.ids)
+    assert limited.fingerprint != whole.fingerprint
+    assert torch.equal(limited.images[7], whole.images[whole.ids.index(limited.ids[7])])
+
+
+def damage(homework, how):
+    """Make one thing wrong; gives words that the sentence about it must have."""
+    table = homework / "labels.csv"
+    text = table.read_text()
+    if how == "no picture":
+        (homework / "trainval" / "trainval_00003.png").unlink()
+        return "1 rows of labels.csv name no picture in trainval/: row 5 (trainval_00003.png)"
+    if how == "broken pictures":
+        (homework / "trainval" / "trainval_00003.png").write_bytes(b"no")
+        path = homework / "trainval" / "trainval_00007.png"
+        path.write_bytes(path.read_bytes()[:200])
+        return "2 of 60 pictures can't be decoded"
+    changes = {
+        "leaves": ("trainval_00002.png", "../labels.csv", "row 4 of labels.csv reaches out"),
+        "absolute": ("trainval_00002.png", "/etc/passwd", "row 4 of labels.csv reaches out"),
+        "one field": ("trainval_00002.png,", "trainval_00002.png", "row 4 of labels.csv should be"),
+        "doubled": ("trainval_00002.png", "trainval_00001.png", "ids in several rows"),
+        "header only": (text.split("\n", 1)[1], "", "labels.csv has no rows below its header"),
+        "no header": ("Id,Category\n", "", "labels.csv has no header"),
+        "one class": (text, "Id,Category\ntrainval_00000.png,8\n", "only the class '8'"),
+    }
+    before, after, words = changes[how]
+    table.write_text(text.replace(before, after, 1))
+    return words
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["no picture", "broken pictures", "leaves", "absolute", "one field", "doubled", "header only"]
+    + ["no header", "one class"],
+)
+def test_a_fault_in_the_data_is_one_sentence(homework, how):
+    words = damage(homework, how)
+    with pytest.raises(ValueError) as error:
+        data.load(homework)
+    message = str(error.value)
+    assert words in message and "\n" not in message
+    if how == "broken pictures":  # all of them are named
+        assert "trainval_00003.png" in message and "trainval_00007.png" in message
+
+
+def test_a_path_that_is_none_is_an_error_and_never_the_demo(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no"):
+        data.load(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no data set"):
+        data.load(tmp_path / "empty")
+    for name, content in (("x.zip", b"no"), ("x.tar.xz", b"no"), ("x.txt", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=name):
+            data.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("fraction", [0, 0.1, 0.37, 0.5])
+def test_a_split_is_stratified_disjoint_and_everything(fraction):
+    labels = torch.randint(0, 13, (1000,), generator=torch.Generator().manual_seed(0))
+    train, val = data.split(labels, fraction, seed=4)
+    assert sorted(train.tolist() + val.tolist()) == list(range(1000))
+    assert len(val) == round(1000 * fraction)
+    for k in range(13):
+        assert abs((labels[val] == k).sum() - fraction * (labels == k).sum()) <= 1
+    again, other = data.split(labels, fraction, seed=4)[1], data.split(labels, fraction, seed=5)[1]
+    assert torch.equal(val, again) and (fraction == 0 or not torch.equal(val, other))
+
+
+def test_statistics_are_those_of_the_chosen_pictures():
+    images = torch.randint(0, 256, (5000, 3, 6, 6), dtype=torch.uint8)
+    images[:, 2] = 77  # one value alone: its spread must not divide by zero
+    chosen = torch.arange(10, 4600)
+    mean, std = data.statistics(images, chosen)
+    expected = images[chosen].numpy() / 255
+    assert np.allclose(mean, expected.mean((0, 2, 3)), atol=1e-9)
+    assert np.allclose(std[:2], expected.std((0, 2, 3))[:2], atol=1e-9) and std[2] > 0
+
+
+def batches_of(count, mix, batch_size, seed=0, side=2):
+    """Batches over pictures that carry their own number, the last tenth kept for validation."""
+    numbers = torch.arange(count).view(-1, 1, 1, 1)
+    images = torch.cat([numbers // 256, numbers % 256, 0 * numbers], 1).to(torch.uint8)
+    images = images.repeat(1, 1, side, side)
+    images[:, 2, 0, 0] = 1  # so that a flip shows
+    train = torch.arange(count - count // 10)
+    pipelines = augment.parse(mix)
+    return data.Batches(images, numbers.flatten(), train, pipelines, batch_size, seed, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size"), [(1000, 64), (1001, 64), (33, 2), (71, 64), (2, 8)]
+)
+def test_an_epoch_shows_every_training_picture_once_a_copy_and_no_other(count, batch_size):
+    batches = batches_of(count, "clean+hflip+vflip,gray", batch_size)
+    seen, lengths = Counter(), []
+    for x, y in batches.epoch(0):
+        numbers = (x * 255).round().long().amax((2, 3))  # which a flip doesn't change
+        assert x.dtype == torch.float32 and x.min() >= 0 and x.max() <= 1
+        clean = x[:, 0, 0, 0] != x[:, 1, 0, 0]
+        assert (numbers[clean, 0] * 256 + numbers[clean, 1] == y[clean]).all()
+        seen.update(y.tolist())
+        lengths.append(len(y))
+    train = count - count // 10
+    assert seen == dict.fromkeys(range(train), 3)
+    assert len(lengths) == len(batches)
+    assert max(lengths) - min(lengths) <= 1 and min(lengths) >= 2
+    assert max(lengths) <= batch_size + 1
+
+
+def test_the_order_is_a_function_of_seed_and_epoch_and_an_epoch_can_start_anywhere():
+    def epoch(number, start=0, seed=0):
+        return list(batches_of(500, "clean+hflip", 32, seed).epoch(number, start))
+
+    first = epoch(3)
+    assert all(torch.equal(x, z) for (x, _), (z, _) in zip(first, epoch(3)))
+    for (x, y), (z, w) in zip(first[7:], epoch(3, start=7)):
+        assert torch.equal(x, z) and torch.equal(y, w)
+    assert not torch.equal(first[0][1], epoch(4)[0][1])
+    assert not torch.equal(first[0][1], epoch(3, seed=1)[0][1])
+
+
+def test_the_clean_copy_is_clean():
+    """REPORT.md E2: with the final mix, 0.6125 of what the network sees is untouched."""
+    count = 10_000
+    images = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8)
+    pipelines = augment.parse(augment.REPORT_MIX)
+    everything = torch.arange(count)
+    batches = data.Batches(images, everything, everything, pipelines, 64, 0, "cpu")
+    untouched = 0
+    for x, y in batches.epoch(0):
+        untouched += (x == images[y].float() / 255).flatten(1).all(1).sum().item()
+    assert abs(untouched / (2 * count) - 0.6125) < 0.005
+    clean = augment.parse("clean")
+    batches = data.Batches(images, everything, everything, clean, 64, 0, "cpu")
+    assert all(torch.equal(x, images[y].float() / 255) for x, y in batches.epoch(0))
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "x"
+    data.write_file(path, lambda file: file.write(b"old"))
+
+    def fail(file):
+        file.write(b"new, but")
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        data.write_file(path, fail)
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_sheet_holds_every_picture_enlarged():
+    images = [torch.full((3, 10, 10), value, dtype=torch.uint8) for value in (10, 20, 30)]
+    sheet = np.asarray(data.sheet(images, ["a", "b\nc", "d"], columns=2, title="three"))
+    for value in (10, 20, 30):
+        shown = np.argwhere((sheet == value).all(2))
+        assert len(shown) >= 100 * 100 and np.ptp(shown, axis=0).max() >= 99
+
+
+def test_the_homework_of_another_seed_is_another_data_set(tmp_path):
+    one = data.load(write_homework(tmp_path / "one"))
+    other = data.load(write_homework(tmp_path / "other", labelled=59))
+    with pytest.raises(ValueError, match="is not the data that this checkpoint was trained on"):
+        data.require_same(other, {"fingerprint": one.fingerprint, "source": one.source})

@@ -1,0 +1,197 @@
+"""The networks against torchvision's and the report's figures; checkpoints from strangers."""
+
+import pickle
+import zipfile
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch.utils.flop_counter import FlopCounterMode
+
+import models
+
+
+def test_resnet18_starts_with_torchvisions_weights_and_keys():
+    torch.manual_seed(3)
+    ours = models.build_model("resnet18", 200).state_dict()
+    torch.manual_seed(3)
+    theirs = torchvision.models.resnet18(num_classes=200).state_dict()
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize("size", [40, 57, 96])
+@pytest.mark.parametrize("training", [False, True])
+def test_resnet18_answers_as_torchvisions(size, training):
+    torch.manual_seed(size)
+    theirs = torchvision.models.resnet18(num_classes=200)
+    with torch.no_grad():
+        theirs.train()(
+            torch.rand(16, 3, size, size)
+        )  # so that the averages aren't the initial ones
+    ours = models.build_model("resnet18", 200)
+    ours.load_state_dict(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.rand(4, 3, size, size)
+    expected = theirs.train(training)(x)
+    assert (ours.train(training)(x) - expected).abs().max() <= 1e-5
+
+
+def test_v14_has_the_reports_size_and_cost():
+    network = models.build_model("v14", 200)
+    assert sum(p.numel() for p in network.parameters()) == 2_829_576
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(torch.rand(1, 3, 40, 40))
+    assert round(counter.get_total_flops() / 1e9, 2) == 1.33
+
+
+def test_v14_keeps_the_resolution_until_the_second_group():
+    network = models.build_model("v14", 10).eval()
+    shapes = []
+    for group in network.groups:
+        group.register_forward_hook(lambda module, x, y: shapes.append(tuple(y.shape[1:])))
+    network(torch.rand(1, 3, 40, 40))
+    assert shapes == [(64, 40, 40), (128, 20, 20), (256, 10, 10)]
+
+
+def test_v14s_options_change_what_they_say():
+    def build(**options):
+        return models.build_model("v14", 10, **options)
+
+    assert build(groups=4).fc.in_features == 512 and build(groups=2).fc.in_features == 128
+    assert build(stem_kernel=3).conv1.weight.shape[-1] == 3
+    assert build(width=8).conv1.weight.shape[0] == 8
+    shapes = []
+    network = build(max_pool=True).eval()
+    network.groups[0].register_forward_hook(lambda module, x, y: shapes.append(y.shape[-1]))
+    network(torch.rand(1, 3, 40, 40))
+    assert shapes == [20]
+    x = torch.ones(1, 3, 16, 16)
+    for dropout, differ in ((0.5, True), (0.0, False)):
+        network = build(dropout=dropout).eval()
+        for module in network.modules():  # dropout alone in training mode
+            module.training = isinstance(module, models.BasicBlock)
+        assert (not torch.equal(network(x), network(x))) == differ
+
+
+def test_a_zero_initialised_block_is_the_identity_and_a_plain_one_is_not():
+    x = torch.rand(2, 64, 8, 8)
+    block = models.build_model("v14", 10).eval().groups[0][0]
+    assert torch.equal(block(x), x)
+    plain = models.build_model("v14", 10, zero_init=False).eval().groups[0][0]
+    assert not torch.allclose(plain(x), x)
+
+
+@pytest.mark.parametrize("name", list(models.MODELS))
+def test_every_network_takes_any_size_and_learns_in_every_parameter(name):
+    torch.manual_seed(0)
+    network = models.build_model(name, 7)
+    for height, width in ((16, 16), (40, 40), (57, 33)):
+        assert network.eval()(torch.rand(2, 3, height, width)).shape == (2, 7)
+    x, y = torch.rand(64, 3, 16, 16), torch.arange(64) % 7
+    optimizer = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9)
+    losses = []
+    network.train()
+    for _ in range(8):
+        loss = F.cross_entropy(network(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+def test_a_network_normalises_first():
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    plain = models.build_model("v14", 5, width=8).eval()
+    network = models.build_model("v14", 5, mean, std, width=8).eval()
+    network.load_state_dict(plain.state_dict())
+    x = torch.rand(2, 3, 16, 16)
+    expected = torchvision.transforms.functional.normalize(x, mean, std)
+    assert torch.allclose(network(x), plain(expected), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("resnet17", "unknown model 'resnet17'; the models are resnet18, v14"),
+        ("v14:depth=3", "no option 'depth'; it takes groups=3, stem_kernel=5"),
+        ("v14:groups=5", "groups=5 of the network should be 2, 3 or 4"),
+        ("v14:groups=2.5", "groups=2.5 of model v14 should be a whole number"),
+        ("v14:max_pool=1", "max_pool=1 of model v14 should be true or false"),
+        ("v14:groups=true", "groups=True of model v14 should be a whole number"),
+        ("v14:width=1000000000", "width=1000000000 of the network should be from 1 to 1024"),
+        ("v14:dropout=nan", "dropout=nan of the network should be"),
+        ("v14:dropout=much", "dropout=much of model v14 should be a number"),
+        ("v14:groups", "'groups' in --model v14:groups should read option=value"),
+        ("resnet18:width=3", "no option 'width'; it takes no options"),
+    ],
+)
+def test_a_wrong_model_is_one_sentence(spec, words):
+    with pytest.raises(ValueError) as error:
+        name, options = models.parse(spec)
+        models.build_model(name, 10, **options)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_options_are_read_as_the_types_they_have():
+    name, options = models.parse("v14:groups=4,dropout=0,max_pool=true,zero_init=False")
+    assert (name, options) == (
+        "v14",
+        {"groups": 4, "dropout": 0.0, "max_pool": True, "zero_init": False},
+    )
+    assert type(options["dropout"]) is float
+
+
+class Hostile:
+    def __reduce__(self):
+        return (print, ("the code in the checkpoint ran",))
+
+
+def test_a_checkpoint_that_is_none_or_holds_code_is_refused(tmp_path, capfd):
+    good = {
+        "model": "v14",
+        "options": {"width": 8},
+        "num_classes": 3,
+        "mean": [0.0] * 3,
+        "std": [1.0] * 3,
+        "weights": models.build_model("v14", 3, width=8).state_dict(),
+    }
+    cases = {
+        "code": {**good, "extra": Hostile()},
+        "no model": {key: good[key] for key in good if key != "model"},
+        "wrong model": {**good, "model": "v99"},
+        "wrong option": {**good, "options": {"width": 10**9}},
+        "wrong shapes": {**good, "options": {"width": 16}},
+        "a list": [good],
+    }
+    path = tmp_path / "x.pt"
+    for case, content in cases.items():
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=r"x\.pt"):
+            models.load_checkpoint(path)
+        if case == "code":
+            with pytest.raises(ValueError, match="holds code"):
+                models.load_checkpoint(path)
+    torch.save(good, path)
+    assert models.load_checkpoint(path)[0](torch.rand(1, 3, 16, 16)).shape == (1, 3)
+    whole = path.read_bytes()
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("hello", "world")
+    other = (tmp_path / "other.zip").read_bytes()
+    for content in (
+        b"",
+        b"no",
+        pickle.dumps(Hostile()),
+        whole[:1000],
+        whole[: len(whole) // 2],
+        other,
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"x\.pt is not a checkpoint"):
+            models.load_checkpoint(path)
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        models.load_checkpoint(tmp_path / "none.pt")
+    assert "ran" not in capfd.readouterr().out

@@ -1,0 +1,193 @@
+"""Answers: submissions, single pictures, folders, averages, scores; and the choice of precision."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, write_homework
+from PIL import Image
+
+import data
+import models
+import predict
+import train
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def table(path):
+    with open(path, newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_a_submission_is_the_competitions_table(trained, here):
+    source, out = trained
+    predict.main([str(out / "ckpt.pt")])
+    rows = table(here / "submission.csv")
+    assert rows[0] == ["Id", "Category"]
+    assert [row[0] for row in rows[1:]] == [f"test_{i:05d}.png" for i in range(9)]
+    network, _ = models.load_checkpoint(out / "ckpt.pt")
+    with torch.no_grad():
+        answers = network(data.load(source).test_images.float() / 255).argmax(1).tolist()
+    assert [row[1] for row in rows[1:]] == [["8", "9", "10"][answer] for answer in answers]
+    assert b"\r" not in (here / "submission.csv").read_bytes()
+    predict.main([str(out / "best.pt")])  # an earlier submission is never overwritten
+    assert table(here / "earlier-1" / "submission.csv") == rows
+
+
+def test_a_folder_an_archive_and_one_picture_answer_the_same(trained, here, capsys):
+    import shutil
+
+    source, out = trained
+    checkpoint = str(out / "ckpt.pt")
+    predict.main([checkpoint, "--out", "all.csv"])
+    expected = table(here / "all.csv")[1:]
+    shutil.copytree(source / "test", here / "pictures")
+    predict.main([checkpoint, "--data", "pictures", "--out", "folder.csv"])
+    shutil.make_archive("pictures", "zip", here / "pictures")
+    predict.main([checkpoint, "--data", "pictures.zip", "--out", "zip.csv"])
+    assert table(here / "folder.csv")[1:] == expected == table(here / "zip.csv")[1:]
+    capsys.readouterr()
+    predict.main([checkpoint, "--data", f"pictures/{expected[4][0]}"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[1] == expected[4][1]
+    shares = [float(line.split()[0].rstrip("%")) for line in lines[1:]]
+    assert len(shares) == 3 and shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(100, abs=0.2)
+
+
+def test_several_networks_and_views_are_averaged_as_probabilities():
+    torch.manual_seed(0)
+    networks = [models.build_model("v14", 5, width=8) for _ in range(2)]
+    images = torch.randint(0, 256, (70, 3, 20, 20), dtype=torch.uint8)
+    x = images.float() / 255
+    with torch.no_grad():
+        expected = sum(network.eval()(x).softmax(1) for network in networks) / 2
+        assert torch.allclose(predict.predict(networks, images), expected, atol=1e-6)
+        mirrored = networks[0](x.flip(-1)).softmax(1)
+        expected = (networks[0](x).softmax(1) + mirrored) / 2
+        assert torch.allclose(predict.predict(networks[:1], images, views=2), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="--views 11 should be from 1 to 10"):
+        predict.predict(networks, images, views=11)
+
+
+def test_views_move_by_a_pixel_and_reflect_the_edge():
+    x = torch.rand(2, 3, 5, 6)
+    padded = np.pad(x.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect")
+    assert torch.equal(predict.shifted(x, False, 1, 1), torch.from_numpy(padded[..., :5, :6]))
+    assert torch.equal(predict.shifted(x, False, -1, 1), torch.from_numpy(padded[..., 2:, :6]))
+    assert torch.equal(predict.shifted(x, True, 0, 0), x.flip(-1))
+    assert len(set(predict.VIEWS)) == len(predict.VIEWS) == 10
+
+
+def test_logits_take_bytes_or_floats_in_any_batches_and_leave_the_mode():
+    network = models.build_model("v14", 5, width=8).train()
+    images = torch.randint(0, 256, (33, 3, 16, 16), dtype=torch.uint8)
+    whole = predict.logits(network, images, precision=torch.float32)
+    assert network.training and whole.dtype == torch.float32 and not whole.requires_grad
+    parts = predict.logits(network, images.float() / 255, precision=torch.float32, batch_size=7)
+    assert torch.allclose(whole, parts, atol=1e-5)
+
+
+def test_the_score_is_that_of_training_on_what_training_did_not_see(trained, here, capsys):
+    source, out = trained
+    accuracy = float(table(out / "log.csv")[-1][5])
+    capsys.readouterr()
+    predict.main([str(out / "ckpt.pt"), "--score"])
+    printed = capsys.readouterr().out
+    assert f"validation: accuracy {accuracy:.4f} on 12 pictures" in printed
+    rows = table(here / "scores.csv")[1:]
+    assert [row[0] for row in rows] == ["8", "9", "10"]
+    right = sum(int(row[1]) * float(row[2]) for row in rows)
+    assert right / 12 == pytest.approx(accuracy, abs=1e-3)
+    if accuracy < 1:
+        with Image.open(here / "mistakes.png") as sheet:
+            assert sheet.width >= 96 and "not a mistake" not in printed
+
+
+def test_several_checkpoints_are_scored_on_what_none_of_them_saw(trained, here, capsys):
+    source, out = trained
+    flags = ["--data", str(source), "--model", TINY, "--epochs", "1", "--batch-size", "16"]
+    train.main([*flags, "--val", "0.5", "--seed", "3", "--out", "other"])
+    dataset = data.load(source)
+    vals = [set(data.parts(dataset, *key)[1].tolist()) for key in ((0.2, 0), (0.5, 3))]
+    capsys.readouterr()
+    predict.main([str(out / "ckpt.pt"), "other/ckpt.pt", "--score"])
+    assert f"on {len(vals[0] & vals[1])} pictures" in capsys.readouterr().out
+    train.main([*flags, "--val", "0", "--out", "final"])
+    refused(
+        capsys, [out / "ckpt.pt", "final/ckpt.pt", "--score"], "trained on all that is labelled"
+    )
+
+
+def test_confusions_and_classes_are_counted_right():
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 2])
+    answers = torch.tensor([0, 1, 1, 2, 1, 0, 2])
+    rows, confusions = predict.by_class(answers, labels, ["a", "b", "c", "d"])
+    assert rows == [
+        ["a", 4, "0.2500", "b", 2],
+        ["b", 2, "0.5000", "a", 1],
+        ["c", 1, "1.0000", "", 0],
+        ["d", 0, "", "", 0],
+    ]
+    assert confusions == {("a", "b"): 2, ("a", "c"): 1, ("b", "a"): 1}
+    probabilities = torch.tensor([[0.6, 0.4], [0.1, 0.9], [0.3, 0.7], [0.8, 0.2]])
+    assert predict.mistakes(probabilities, torch.tensor([1, 0, 1, 1])) == [1, 3, 0]
+
+
+def refused(capsys, argv, *words):
+    with pytest.raises(SystemExit) as stop:
+        predict.main([str(x) for x in argv])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    for word in words:
+        assert word in error, error
+
+
+def test_a_wrong_thing_is_one_sentence_and_nothing_is_written(trained, here, capsys):
+    source, out = trained
+    checkpoint = out / "ckpt.pt"
+    other = write_homework(here / "other", labelled=57)
+    demo = torch.load(checkpoint, weights_only=True)
+    demo.update(classes=["a", "b", "c"])
+    torch.save(demo, here / "demo.pt")
+    (here / "broken.png").write_bytes(b"no")
+    (here / "nothing").mkdir()
+    before = sorted(here.rglob("*"))
+    refused(capsys, ["none.pt"], "there is no checkpoint none.pt")
+    refused(capsys, [here / "broken.png"], "broken.png is not a checkpoint")
+    refused(capsys, [checkpoint, here / "demo.pt"], "has other classes")
+    refused(capsys, [checkpoint, "--data", "nowhere"], "there is no nowhere")
+    refused(capsys, [checkpoint, "--data", "nothing"], "nothing holds no pictures")
+    refused(capsys, [checkpoint, "--data", "broken.png"], "broken.png (not a picture)")
+    refused(
+        capsys, [checkpoint, "--data", other, "--score"], "is not the data that this checkpoint"
+    )
+    refused(capsys, [checkpoint, "--views", "0"], "--views 0 should be from 1 to 10")
+    refused(capsys, [checkpoint, "--vews", "2"], "unknown argument --vews: did you mean --views?")
+    assert sorted(here.rglob("*")) == before
+
+
+def test_precision_follows_what_the_hardware_multiplies_in():
+    assert predict.gpu_precision((9, 0)) == torch.bfloat16  # H100
+    assert predict.gpu_precision((8, 0)) == torch.bfloat16  # A100
+    assert predict.gpu_precision((7, 5)) == torch.float16  # T4, whatever is_bf16_supported() says
+    assert predict.gpu_precision((6, 0)) == torch.float32  # P100
+    assert predict.cpu_precision("flags : fpu avx512f avx512_bf16 ht") == torch.bfloat16
+    assert predict.cpu_precision("flags : fpu amx_bf16 amx_tile") == torch.bfloat16
+    assert predict.cpu_precision("flags : fpu avx2 avx512f") == torch.float32
+    assert predict.choose_precision(torch.device("cpu")) in (torch.bfloat16, torch.float32)
+
+
+def test_a_card_without_kernels_is_known():
+    recent = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "compute_120"]
+    assert predict.has_kernels((7, 5), recent) and predict.has_kernels((9, 0), recent)
+    assert predict.has_kernels((8, 9), recent)  # the code for 8.6 runs on it
+    assert predict.has_kernels((12, 1), recent)  # from the "compute" code
+    assert not predict.has_kernels((6, 0), recent)  # a P100
+    assert not predict.has_kernels((7, 0), recent)

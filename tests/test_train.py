@@ -1,0 +1,281 @@
+"""Runs: killed and resumed, stopped, refused; the schedules; what a run writes and leaves alone."""
+
+import csv
+import math
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, TINY, same_tree, start, write_homework
+from PIL import Image
+
+import data
+import models
+import predict
+import train
+
+
+def flags(source, out, *more):
+    """A run of four epochs of half a second or so each on two cores."""
+    return [
+        "--data", str(source), "--model", TINY, "--epochs", "4", "--lr", "0.1", "--val", "0.2",
+        "--batch-size", "4", "--out", str(out), *more,
+    ]  # fmt: skip
+
+
+def columns(path, leave_out=("images_per_second", "seconds")):
+    with open(path, newline="") as file:
+        return [
+            {k: v for k, v in row.items() if k not in leave_out} for row in csv.DictReader(file)
+        ]
+
+
+def plain_content(path):
+    """A checkpoint without what may differ: the clock's part of its log, and its folder."""
+    content = torch.load(path, weights_only=True)
+    for row in content["log"]:
+        row.pop("seconds"), row.pop("images_per_second")
+    content["args"].pop("out"), content["args"].pop("resume")
+    return content
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["--schedule", "cyclic"],
+        ["--schedule", "plateau", "--optimizer", "adam", "--lr", "0.01"],
+        ["--schedule", "lambda", "--augment", "clean+hflip,gray", "--val", "0"],
+    ],
+    ids=["cosine", "cyclic", "plateau and adam", "lambda without validation"],
+)
+def test_killed_in_the_middle_of_an_epoch_and_resumed_it_ends_the_same_bit_for_bit(tmp_path, more):
+    source = write_homework(tmp_path / "source", labelled=120)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    unbroken = start("train.py", *flags(source, whole, *more), cwd=tmp_path)
+    assert unbroken.wait(300) == 0, unbroken.stderr.read()
+    seconds = float(columns(whole / "log.csv", ())[1]["seconds"])
+
+    process = start("train.py", *flags(source, cut, *more), cwd=tmp_path)
+    while not (cut / "ckpt.pt").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    time.sleep(seconds / 2)  # the middle of the second epoch
+    process.kill()
+    process.wait()
+    rows = len(columns(cut / "log.csv"))
+    assert 1 <= rows < 4
+    resumed = start("train.py", "--resume", "--out", cut, cwd=tmp_path)
+    assert resumed.wait(300) == 0, resumed.stderr.read()
+    assert f"resumed after epoch {rows}" in resumed.stdout.read()
+    assert columns(cut / "log.csv") == columns(whole / "log.csv")
+    for name in ["ckpt.pt"] + ([] if "0" in more else ["best.pt"]):
+        assert same_tree(plain_content(whole / name), plain_content(cut / name)), name
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
+def test_sigterm_stops_within_an_epoch_and_resuming_ends_the_same(tmp_path):
+    source = write_homework(tmp_path / "source", labelled=120)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert start("train.py", *flags(source, whole), cwd=tmp_path).wait(300) == 0
+    process = start("train.py", *flags(source, cut), cwd=tmp_path)
+    while not (cut / "ckpt.pt").exists():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 1
+    error = process.stderr.read()
+    assert "stopped by SIGTERM in epoch" in error and "Traceback" not in error
+    assert torch.load(cut / "ckpt.pt", weights_only=True)["resume"]["step"] > 0
+    assert start("train.py", "--resume", "--out", cut, cwd=tmp_path).wait(300) == 0
+    assert same_tree(plain_content(whole / "ckpt.pt"), plain_content(cut / "ckpt.pt"))
+
+
+def schedule_of(name, lr=0.1, epochs=4, steps=50, optimizer="sgd", losses=()):
+    """The rate and the momentum at every step of a run."""
+    args = train.parse_args(
+        ["--schedule", name, "--lr", str(lr), "--epochs", str(epochs), "--optimizer", optimizer]
+    )
+    optimizer = train.make_optimizer(torch.nn.Linear(1, 1), args)
+    schedule = train.SCHEDULES[name](optimizer, args, steps)
+    rates, momenta = [], []
+    for step in range(epochs * steps):
+        group = optimizer.param_groups[0]
+        rates.append(group["lr"])
+        momenta.append(group["momentum"] if "momentum" in group else group["betas"][0])
+        optimizer.step()
+        if name != "plateau":
+            schedule.step()
+        elif (step + 1) % steps == 0:
+            schedule.step(losses[step // steps])
+    return rates, momenta
+
+
+def test_schedules_are_what_their_names_say():
+    rates, _ = schedule_of("cosine", lr=0.5)
+    expected = [0.25 * (1 + math.cos(math.pi * step / 200)) for step in range(200)]
+    assert rates == pytest.approx(expected, abs=1e-9)
+    rates, momenta = schedule_of("cyclic", epochs=5, steps=1000)
+    assert rates[0] == pytest.approx(0.01) and rates[2000] == pytest.approx(0.1)
+    assert rates[1000] == pytest.approx(0.055) and rates[4000] == pytest.approx(0.01)
+    assert momenta[0] == pytest.approx(0.9) and momenta[2000] == pytest.approx(0.8)
+    assert schedule_of("cyclic", optimizer="adam")[0][0] == pytest.approx(0.01)
+    rates, _ = schedule_of("lambda")
+    assert rates[::50] == pytest.approx([0.1 * 0.95**epoch for epoch in range(4)])
+    assert rates[49] == rates[0]
+    rates, _ = schedule_of("plateau", epochs=14, losses=[1.0] * 14)
+    assert rates[11 * 50] == pytest.approx(0.1) and rates[12 * 50] == pytest.approx(0.01)
+    assert set(schedule_of("constant")[0]) == {0.1}
+
+
+def test_the_defaults_are_the_reports_final_recipe():
+    args = vars(train.parse_args([]))
+    final = dict(model="v14", lr=0.5, epochs=40, batch_size=64, momentum=0.9, weight_decay=1e-4)
+    final.update(optimizer="sgd", schedule="cosine", augment="clean+hflip:0.5,vflip:0.5,gray:0.1")
+    assert {name: args[name] for name in final} == final
+    assert models.options_of("v14")["stem_kernel"] == 5 and models.options_of("v14")["groups"] == 3
+    optimizer = train.make_optimizer(torch.nn.Linear(1, 1), train.parse_args([]))
+    assert isinstance(optimizer, torch.optim.SGD) and not optimizer.defaults["nesterov"]
+    assert train.parse_args(["--lr", "0.2"]).lr == 0.2
+
+
+def test_a_run_leaves_what_it_says(trained):
+    source, out = trained
+    assert sorted(path.name for path in out.iterdir()) == sorted(train.FILES)
+    rows = columns(out / "log.csv", leave_out=())
+    names = "epoch,lr,train_loss,train_acc,val_loss,val_acc,images_per_second,seconds"
+    assert [",".join(row) for row in rows] == [names] * 2
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    with Image.open(out / "curves.png") as curves:
+        colours = {colour for _, colour in curves.getcolors(1 << 20)}
+        assert {(0xD5, 0x5E, 0), (0, 0x72, 0xB2)} <= colours  # train and validation
+    network, checkpoint = models.load_checkpoint(out / "ckpt.pt")
+    dataset = data.load(source)
+    assert checkpoint["epoch"] == 2 and checkpoint["classes"] == dataset.classes
+    assert not any(key.startswith(("module.", "_orig_mod.")) for key in checkpoint["weights"])
+    _, val = data.parts(dataset, 0.2, seed=0)
+    answers = predict.logits(network, dataset.images[val]).argmax(1)
+    accuracy = (answers == dataset.labels[val]).double().mean().item()
+    assert float(rows[-1]["val_acc"]) == pytest.approx(accuracy, abs=1e-6)
+    best = models.load_checkpoint(out / "best.pt")[1]
+    assert "resume" not in best
+    top = max(float(row["val_acc"]) for row in rows)
+    assert float(rows[best["epoch"] - 1]["val_acc"]) == top
+
+
+def test_a_new_run_moves_an_earlier_ones_files_aside(tmp_path, homework, capsys):
+    out = tmp_path / "out"
+    small = [*flags(homework, out), "--epochs", "1", "--limit", "12"]
+    train.main(small)
+    first = {name: (out / name).read_bytes() for name in train.FILES}
+    train.main([*small, "--seed", "1"])
+    assert "moved to" in capsys.readouterr().out
+    assert {name: (out / "earlier-1" / name).read_bytes() for name in train.FILES} == first
+    assert (out / "ckpt.pt").read_bytes() != first["ckpt.pt"]
+
+
+def test_main_leaves_the_process_as_it_found_it(tmp_path, homework):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    train.main([*flags(homework, tmp_path / "out"), "--epochs", "1", "--limit", "12"])
+    assert torch.equal(torch.rand(3), expected)
+    assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    assert (threads, dtype) == (torch.get_num_threads(), torch.get_default_dtype())
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, homework, capsys):
+    out = tmp_path / "out"
+    wild = [*flags(homework, out), "--lr", "1e30", "--model", TINY + ",zero_init=false"]
+    with pytest.raises(SystemExit) as stop:
+        train.main(wild)
+    error = capsys.readouterr().err
+    assert stop.value.code == 1 and "no longer finite in epoch 1 at a rate of" in error
+    assert "try a lower --lr" in error and list(out.glob("*.pt")) == []
+
+
+def refused(capsys, argv, *words, status=2):
+    with pytest.raises(SystemExit) as stop:
+        train.main([str(x) for x in argv])
+    error = capsys.readouterr().err
+    assert stop.value.code == status and error.count("\n") == 1 and "Traceback" not in error
+    for word in words:
+        assert word in error, error
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--epoch", "3"], "unknown argument --epoch: did you mean --epochs?"),
+        (["--data", "nowhere"], "there is no nowhere"),
+        (["--model", "v99"], "unknown model 'v99'"),
+        (["--model", "v14:wide=3"], "no option 'wide'"),
+        (["--augment", "clean+flip"], "unknown augmentation 'flip': did you mean"),
+        (["--lr", "0"], "argument --lr: '0' should be a number above 0"),
+        (["--lr", "nan"], "argument --lr: 'nan' should be a number above 0"),
+        (["--epochs", "2.5"], "argument --epochs: '2.5' should be a whole number, 1 or more"),
+        (["--batch-size", "1"], "argument --batch-size: '1' should be a whole number, 2 or more"),
+        (["--val", "1"], "argument --val: '1' should be at least 0 and below 1"),
+        (["--val", "0.999"], "pictures are left to train on"),
+        (["--schedule", "cosin"], "argument --schedule: 'cosin' should be one of cosine, cyclic"),
+        (["--size", "8"], "argument --size: '8' should be a whole number of pixels from 16"),
+        (["--recipe", "quik"], "argument --recipe: 'quik' should be one of report"),
+        (["--resume"], "nothing to resume: there is no ckpt.pt in out"),
+        (["--out", "file"], "--out file is a file"),
+    ],
+)
+def test_a_wrong_flag_is_one_sentence_and_nothing_is_written(
+    tmp_path, monkeypatch, capsys, homework, argv, words
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("kept")
+    before = sorted(tmp_path.rglob("*"))
+    refused(capsys, ["--data", homework, "--out", "out", "--limit", "20", *argv], words)
+    assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "file").read_text() == "kept"
+
+
+def test_resuming_with_other_data_or_flags_is_refused(trained, tmp_path, capsys):
+    source, out = trained
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    other = write_homework(tmp_path / "other", labelled=57)
+    resume = ["--resume", "--out", out]
+    refused(capsys, [*resume, "--data", other], "is not the data that this checkpoint")
+    refused(capsys, [*resume, "--lr", "0.3"], "--lr 0.3 contradicts the run to be resumed", "0.1")
+    refused(capsys, [*resume, "--epochs", "9"], "--epochs 9 contradicts the run")
+    best_only = tmp_path / "best"
+    best_only.mkdir()
+    (best_only / "ckpt.pt").write_bytes((out / "best.pt").read_bytes())
+    refused(capsys, ["--resume", "--out", best_only], "can't be resumed from")
+    (best_only / "ckpt.pt").write_bytes(b"no")
+    refused(capsys, ["--resume", "--out", best_only], "ckpt.pt is not a checkpoint")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    train.main(
+        ["--resume", "--out", str(out), "--lr", "0.1", "--data", str(source)]
+    )  # no contradiction
+
+
+def test_what_a_jupyter_kernel_puts_into_argv_is_dropped(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipykernel", object())
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "/x/kernel-1234.json"])
+    assert train.parse_args().lr == 0.5
+    monkeypatch.setattr(sys, "argv", ["x", "-f", "/x/kernel-1.json", "--lr", "0.25"])
+    assert train.parse_args().lr == 0.25
+
+
+def test_every_file_can_be_imported_without_side_effects():
+    code = (
+        "import sys; sys.argv = ['x', '--nonsense']; import augment, data, models, predict, train"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_ticks_are_round_numbers_up_to_the_top():
+    assert train.ticks(1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    assert train.ticks(40) == [0, 10, 20, 30, 40]
+    assert train.ticks(0.37) == [0, 0.1, 0.2, 0.3]
