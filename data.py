@@ -111,11 +111,11 @@ def load(source=None, size=None, limit=None, labelled=True, test=True):
         own = dataset.labels if dataset.is_val is None else dataset.labels * 2 + dataset.is_val
         dataset = dataset.take(stratified(own, limit, seed=0).nonzero().flatten())
     if dataset.files:
-        size = size or common_side(files, dataset.files)
+        size = size or common_side(files.read, dataset.files)
         if labelled:
-            dataset.images = decode(files, dataset.files, size)
+            dataset.images = decode(files.read, dataset.files, size)
         if test and dataset.test_files:
-            dataset.test_images = decode(files, dataset.test_files, size)
+            dataset.test_images = decode(files.read, dataset.test_files, size)
     return dataset
 
 
@@ -262,19 +262,10 @@ def homework_layout(files):
         raise ValueError(
             f"{len(missing)} rows of {tables[0]} name no picture in trainval/: {listed(missing)}"
         )
-    without_suffix = any(i not in pictures for _, i, _ in rows)  # then the submission has none too
-    classes = sorted({category for _, _, category in rows}, key=natural)
-    index = {category: k for k, category in enumerate(classes)}
-    return Dataset(
-        source=str(files.path),
-        classes=classes,
-        labels=torch.tensor([index[category] for _, _, category in rows]),
-        ids=[i for _, i, _ in rows],
-        files=[pictures.get(i) or pictures[bare[i]] for _, i, _ in rows],
-        test_ids=[str(PurePosixPath(i).with_suffix("")) if without_suffix else i for i in test],
-        test_files=list(test.values()),
-        columns=columns,
-    )
+    if any(i not in pictures for _, i, _ in rows):  # then the submission has no suffixes either
+        test = {str(PurePosixPath(i).with_suffix("")): name for i, name in test.items()}
+    rows = [(i, category, pictures.get(i) or pictures[bare[i]]) for _, i, category in rows]
+    return labelled_by(files, rows, test, columns=columns)
 
 
 def pictures_below(files, folder, other):
@@ -317,42 +308,47 @@ def folder_layout(files):
     if any("train" in parts[:depth] for parts in top):  # train/<class>/* and nothing beside it
         depth = min(parts.index("train") for parts in top)
     top = [parts[depth:] for parts in top]
-    labelled, test = [], []  # (class, is validation, name)
     has_train = any(parts[0] == "train" and len(parts) == 3 for parts in top)
+    rows, test = [], {}
     for name, parts in zip(names, top):
         if has_train and len(parts) == 3 and parts[0] in ("train", "val"):
-            labelled.append((parts[1], parts[0] == "val", name))
+            rows.append(("/".join(parts), parts[1], name))
         elif parts[0] == "test" and len(parts) > 1:
-            test.append(("/".join(parts[1:]), name))
+            test["/".join(parts[1:])] = name
         elif not has_train and len(parts) == 2:
-            labelled.append((parts[0], False, name))
-    if not labelled:
+            rows.append(("/".join(parts), parts[0], name))
+    if not rows:
         return None
-    classes = sorted({category for category, _, _ in labelled}, key=natural)
+    is_val = torch.tensor([has_train and i.startswith("val/") for i, _, _ in rows])
+    return labelled_by(files, rows, test, is_val=is_val if is_val.any() else None)
+
+
+def labelled_by(files, rows, test, **rest):
+    """The Dataset of rows (id, class, file), one a labelled picture, and test {id: file}."""
+    classes = sorted({category for _, category, _ in rows}, key=natural)
     index = {category: k for k, category in enumerate(classes)}
-    is_val = torch.tensor([val for _, val, _ in labelled])
     return Dataset(
         source=str(files.path),
         classes=classes,
-        labels=torch.tensor([index[category] for category, _, _ in labelled]),
-        ids=["/".join(PurePosixPath(name).parts[depth:]) for _, _, name in labelled],
-        files=[name for _, _, name in labelled],
-        is_val=is_val if is_val.any() else None,
-        test_ids=[i for i, _ in test],
-        test_files=[name for _, name in test],
+        labels=torch.tensor([index[category] for _, category, _ in rows]),
+        ids=[i for i, _, _ in rows],
+        files=[name for _, _, name in rows],
+        test_ids=list(test),
+        test_files=list(test.values()),
+        **rest,
     )
 
 
 def load_pictures(path, size):
     """(images uint8 [N, 3, S, S], ids): the pictures of a folder or an archive, or one file."""
-    if is_picture(str(path)) and Path(path).is_file():
-        files, names = Files(Path(path).parent), [Path(path).name]
-    else:
-        files = Files(path)
-        names = [name for name in files.names if is_picture(name)]
+    path = Path(path)
+    if is_picture(path.name) and path.is_file():
+        return decode(lambda name: path.read_bytes(), [path.name], size), [path.name]
+    files = Files(path)
+    names = [name for name in files.names if is_picture(name)]
     if not names:
         raise ValueError(f"{path} holds no pictures ({' '.join(sorted(PICTURES))})")
-    return decode(files, names, size), names
+    return decode(files.read, names, size), names
 
 
 def load_cifar(name, size):
@@ -391,12 +387,12 @@ def fit(image, size):
     return np.asarray(image)
 
 
-def common_side(files, names, sample=1000):
+def common_side(read, names, sample=1000):
     """The most common shorter side of the pictures, read off the headers of at most `sample`."""
     sides = Counter()
     for name in names[:: max(1, len(names) // sample)]:
         try:
-            with Image.open(io.BytesIO(files.read(name))) as image:
+            with Image.open(io.BytesIO(read(name))) as image:
                 sides[min(image.size)] += 1
         except Exception:  # noqa: S112 - decode() lists all that can't be read
             continue
@@ -410,8 +406,8 @@ def common_side(files, names, sample=1000):
     return side
 
 
-def decode(files, names, size):
-    """Read pictures in threads into uint8 [N, 3, size, size].
+def decode(read, names, size):
+    """The pictures with bytes read(name), decoded in threads, as uint8 [N, 3, size, size].
 
     Those that can't be decoded are all named in one ValueError.
     """
@@ -421,7 +417,7 @@ def decode(files, names, size):
     def decode_some(indices):
         for i in indices:
             try:
-                with Image.open(io.BytesIO(files.read(names[i]))) as image:
+                with Image.open(io.BytesIO(read(names[i]))) as image:
                     images[i] = fit(image, size).transpose(2, 0, 1)
             except Exception as error:  # whatever a damaged file makes a decoder raise
                 reason = (
@@ -475,22 +471,18 @@ def draw_demo(size, seed=0, train=36, val=20, test=20):
     )
 
 
-def clouds(u, v, random):
-    """Smooth noise: a few waves of random direction added up."""
-    total = 0
-    for _ in range(6):
-        angle, phase = random.uniform(0, 2 * np.pi, (2, len(u), 1, 1))
-        total = total + np.cos(2 * np.pi * (u * np.cos(angle) + v * np.sin(angle)) * 0.7 + phase)
-    return total / 2
-
-
 def wave(x):
     """A wave of period 1 between -1 and 1."""
     return np.cos(2 * np.pi * x)
 
 
-def radius(u, v):
-    return np.hypot(u, v)
+def clouds(u, v, random):
+    """Smooth noise: a few waves of random direction added up."""
+    total = 0
+    for _ in range(6):
+        angle, phase = random.uniform(0, 2 * np.pi, (2, len(u), 1, 1))
+        total = total + wave(0.7 * (u * np.cos(angle) + v * np.sin(angle)) + phase)
+    return total / 2
 
 
 # Each gives a height, positive in one colour and negative in the other, over coordinates u
@@ -502,7 +494,7 @@ TEXTURES = {
     "chessboard": lambda u, v, random: 2 * wave(u / 1.4) * wave(v / 1.4),
     "dots": lambda u, v, random: wave(u) + wave(v) - 0.8,
     "grid": lambda u, v, random: np.maximum(wave(u), wave(v)) * 2 - 1,
-    "rings": lambda u, v, random: wave(radius(u, v)),
+    "rings": lambda u, v, random: wave(np.hypot(u, v)),
     "rays": lambda u, v, random: wave(np.arctan2(v, u) * 4 / np.pi),
     "zigzag": lambda u, v, random: wave(v + 0.8 * np.abs((u * 0.7) % 1 - 0.5) * 2),
     "clouds": clouds,

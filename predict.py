@@ -158,7 +158,7 @@ def submit(networks, checkpoint, args):
     """Answer the source's test pictures, a folder's or one file's."""
     source, size, classes = args.data, checkpoint["size"], checkpoint["classes"]
     columns = ("Id", "Category")
-    if source is not None and Path(source).is_file() and data.is_picture(source):
+    if source is not None and Path(source).is_file() and data.is_picture(str(source)):
         images, _ = data.load_pictures(source, size)
         likeliest = predict(networks, images, args.views)[0].topk(min(5, len(classes)))
         print(f"{source}:")
