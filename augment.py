@@ -147,12 +147,13 @@ def parse_args(argv=None):
         prog="augment.py",
         usage=argparse.SUPPRESS,
         description="Draw what a mix of augmentations does to pictures: python augment.py MIX",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("mix", nargs="?", default=REPORT_MIX, help="copies of the data set")
-    parser.add_argument("--data", metavar="PATH", help="where the pictures come from")
-    parser.add_argument("--out", metavar="FILE", default="augment.png", help="the sheet, a PNG")
+    parser.add_argument(
+        "mix", metavar="MIX", nargs="?", default=REPORT_MIX, help=f"default: {REPORT_MIX}"
+    )
+    parser.add_argument("--data", metavar="PATH", help="where pictures come from, as in train.py")
+    parser.add_argument("--out", metavar="FILE", default="augment.png", help="default: augment.png")
     if argv is None and "ipykernel" in sys.modules:
         argv = []  # what stands in sys.argv then is the kernel's
     return parser.parse_args(argv)

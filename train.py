@@ -501,30 +501,30 @@ SIDE = number(
     lambda x: data.SMALLEST <= x <= data.LARGEST,
 )
 
-# group, flag, what its value is called, its type, help; the recipe's default is added to the help.
+# Group, flag, what its value is called, its type, the section of the report that chose it, help.
 FLAGS = [
-    ("data", "--data", "PATH", str, "folder, archive, cifar10, cifar100 or demo (default: the one "
-     "data set below data/ or /kaggle/input/, else the demo)"),
-    ("data", "--val", "SHARE", SHARE, "share of the labelled pictures for validation, 0 for none "
-     "(default: the source's own part, else 0.1; report E1)"),
-    ("data", "--augment", "MIX", str, "copies of the data: + concatenates, a comma composes, :P is "
-     f"a probability; clean, {', '.join(augment.AUGMENTATIONS)} (report E2)"),
-    ("data", "--size", "S", SIDE, "resize pictures to S x S pixels (default: their own size)"),
-    ("data", "--limit", "N", at_least(2), "at most N labelled pictures, of all classes alike"),
-    ("model", "--model", "NAME", str, f"{' or '.join(models.MODELS)}, with options as in "
-     "v14:groups=4,dropout=0.25 (report F1 to F7)"),
-    ("optimisation", "--optimizer", "NAME", one_of(["sgd", "adam"]), "sgd or adam (report V4)"),
-    ("optimisation", "--lr", "RATE", RATE, "highest learning rate (report F1, F8)"),
-    ("optimisation", "--schedule", "NAME", one_of(SCHEDULES), f"{', '.join(SCHEDULES)} "
-     "(report B1 to B4, F1)"),
-    ("optimisation", "--epochs", "N", at_least(1), "passes over the training set (report F9)"),
-    ("optimisation", "--batch-size", "N", at_least(2), "pictures a step"),
-    ("optimisation", "--momentum", "M", SHARE, "of SGD"),
-    ("optimisation", "--weight-decay", "D", DECAY, "L2 penalty on all weights (report F12)"),
-    ("run", "--recipe", "NAME", one_of(RECIPES), f"a row of defaults: {', '.join(RECIPES)} "
+    ("data", "--data", "PATH", str, "", "folder, archive, cifar10, cifar100 or demo (default: the "
+     "one data set below data/ or /kaggle/input/, else the demo)"),
+    ("data", "--val", "SHARE", SHARE, "E1", "share of the labelled pictures for validation, 0 for "
+     "none (default: the source's own part, else 0.1)"),
+    ("data", "--augment", "MIX", str, "E2", "copies of the data: + concatenates, a comma composes, "
+     f":P is a probability; clean, {', '.join(augment.AUGMENTATIONS)}"),
+    ("data", "--size", "S", SIDE, "", "resize pictures to S x S pixels (default: their own size)"),
+    ("data", "--limit", "N", at_least(2), "", "at most N labelled pictures, of all classes alike"),
+    ("model", "--model", "NAME", str, "F1 to F7", f"{' or '.join(models.MODELS)}, with options as "
+     "in v14:groups=4,dropout=0.25"),
+    ("optimisation", "--optimizer", "NAME", one_of(["sgd", "adam"]), "V4", "sgd or adam"),
+    ("optimisation", "--lr", "RATE", RATE, "F1, F8", "highest learning rate"),
+    ("optimisation", "--schedule", "NAME", one_of(SCHEDULES), "B1 to B4, F1",
+     ", ".join(SCHEDULES)),
+    ("optimisation", "--epochs", "N", at_least(1), "F9", "passes over the training set"),
+    ("optimisation", "--batch-size", "N", at_least(2), "common to all", "pictures a step"),
+    ("optimisation", "--momentum", "M", SHARE, "common to all", "of SGD"),
+    ("optimisation", "--weight-decay", "D", DECAY, "F12", "L2 penalty on all weights"),
+    ("run", "--recipe", "NAME", one_of(RECIPES), "", f"a row of defaults: {', '.join(RECIPES)} "
      "(default: report)"),
-    ("run", "--out", "DIR", str, "where the files go (default: here)"),
-    ("run", "--seed", "N", at_least(0), "of the split, the weights and all that is drawn "
+    ("run", "--out", "DIR", str, "", "where the files go (default: here)"),
+    ("run", "--seed", "N", at_least(0), "", "of the split, the weights and all that is drawn "
      "(default: 0)"),
 ]  # fmt: skip
 
@@ -538,10 +538,11 @@ def parse_args(argv=None):
         allow_abbrev=False,
     )
     groups = {name: parser.add_argument_group(name) for name, *_ in FLAGS}
-    for group, flag, metavar, kind, text in FLAGS:
+    for group, flag, metavar, kind, section, text in FLAGS:
         default = RECIPES["report"].get(flag[2:].replace("-", "_"))
-        shown = "" if default is None else f" (default: {default})"
-        groups[group].add_argument(flag, metavar=metavar, type=kind, help=text + shown)
+        text += "" if default is None else f" (default: {default})"
+        text += f" [report {section}]" if section else ""
+        groups[group].add_argument(flag, metavar=metavar, type=kind, help=text)
     groups["run"].add_argument(
         "--resume", action="store_true", help="go on with the ckpt.pt in --out, with its flags"
     )
