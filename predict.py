@@ -250,7 +250,7 @@ def print_details(name, rows, confusions, most=10):
     print(f"\n{name}, by class{left_out}:")
     for label, count, accuracy, taken_for, times in ordered[:most]:
         mostly = f"  mostly taken for {taken_for} ({times})" if times else ""
-        print(f"  {label:<20.20} {accuracy} of {count:>5,}{mostly}")
+        print(f"  {label:<20.20} {accuracy} of {count:,}{mostly}")
     print("\ncommonest confusions:" if confusions else "\nno mistakes at all")
     for (label, taken_for), times in confusions.most_common(most):
         print(f"  {times:>5,} x  {label} taken for {taken_for}")
@@ -270,8 +270,8 @@ def draw_mistakes(images, labels, ids, probabilities, chosen, classes):
     for i in chosen:
         sureness, answer = probabilities[i].max(0)
         label, taken_for = classes[int(labels[i])], classes[int(answer)]
-        captions.append(f"{ids[i]:.20}\nis {label:.16}\nnot {taken_for:.16} ({sureness:.0%})")
-    title = f"The {len(chosen)} surest mistakes"
+        captions.append(f"{ids[i]:.20}\nis {label:.16}\ntaken for {taken_for:.12}: {sureness:.0%}")
+    title = f"The {len(chosen)} surest mistakes of {len(labels):,} answers"
     return data.sheet([images[i] for i in chosen], captions, columns=6, title=title)
 
 

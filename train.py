@@ -212,7 +212,8 @@ def computed_on(device, precision):
     kind = str(precision).replace("torch.", "")
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {kind}"
-    return f"cpu, {torch.get_num_threads()} threads, {kind}"
+    threads = torch.get_num_threads()
+    return f"cpu, {threads} thread{'s' if threads > 1 else ''}, {kind}"
 
 
 def best_row(rows):

@@ -78,7 +78,7 @@ def main(argv=None):
         batch_time, step_time = alternate(args.repeats, batch, step)
         speed = args.batch_size / step_time
         print(
-            f"{name:<9} step {step_time * 1000:8.1f} ms, {speed:,.0f} pictures a second; a batch of "
+            f"{name:<9} step {step_time * 1000:8.1f} ms, {speed:,.0f} pictures/s; a batch of "
             f"the final mix {batch_time * 1000:.2f} ms, {batch_time / step_time:.2%} of it"
         )
 

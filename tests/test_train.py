@@ -199,6 +199,20 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, homework, capsys)
     assert "try a lower --lr" in error and list(out.glob("*.pt")) == []
 
 
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_weights_whole_and_resumes_with_its_loss_scale(
+    tmp_path, homework, monkeypatch, precision
+):
+    monkeypatch.setattr(predict, "choose_precision", lambda device: precision)
+    out = tmp_path / "out"
+    train.main([*flags(homework, out), "--limit", "24", "--epochs", "2"])
+    checkpoint = torch.load(out / "ckpt.pt", weights_only=True)
+    assert str(precision).removeprefix("torch.") in checkpoint["computed_on"]
+    assert all(w.dtype in (torch.float32, torch.int64) for w in checkpoint["weights"].values())
+    assert ("scale" in checkpoint["resume"]["scaler"]) == (precision == torch.float16)
+    train.main(["--resume", "--out", str(out)])
+
+
 def refused(capsys, argv, *words, status=2):
     with pytest.raises(SystemExit) as stop:
         train.main([str(x) for x in argv])
