@@ -553,6 +553,14 @@ def parts(dataset, val, seed):
     return split(dataset.labels, 0.1 if val is None else val, seed)
 
 
+def source_of(checkpoint, given=None):
+    """Where to read what a checkpoint was trained on: at the path given now, else where it was."""
+    source = given or checkpoint["source"]
+    if not given and source not in ("demo", *CIFAR) and not Path(source).exists():
+        raise ValueError(f"{source}, which it was trained on, is not here: name it with --data")
+    return source
+
+
 def require_same(dataset, checkpoint):
     """ValueError if these are not the pictures and labels that the checkpoint's run saw."""
     if dataset.fingerprint != checkpoint["fingerprint"]:

@@ -102,7 +102,7 @@ def shifted(images, flip, down, right):
 
 
 @torch.no_grad()
-def logits(network, images, view=VIEWS[0], precision=None, batch_size=500, progress=None):
+def logits(network, images, view=VIEWS[0], precision=None, batch_size=None, progress=None):
     """The network's answers as float32 [N, classes], on its device.
 
     images: uint8 [N, 3, H, W], or float in [0, 1], on any device. network: in either mode, which
@@ -111,6 +111,8 @@ def logits(network, images, view=VIEWS[0], precision=None, batch_size=500, progr
     """
     device = next(network.parameters()).device
     precision = precision or choose_precision(device)
+    # A CPU is fastest while a batch's activations are small enough for malloc to keep (32 MB).
+    batch_size = batch_size or (64 if device.type == "cpu" else 1000)
     was_training = network.training
     network.eval()
     answers = []
@@ -165,7 +167,7 @@ def submit(networks, checkpoint, args):
         for probability, label in zip(*(values.tolist() for values in likeliest)):
             print(f"  {probability:6.1%}  {classes[label]}")
         return
-    source = source or checkpoint["source"]
+    source = data.source_of(checkpoint, source)
     try:
         dataset = data.load(source, size, labelled=False)
         images, ids, columns = dataset.test_images, dataset.test_ids, dataset.columns
@@ -206,7 +208,7 @@ def unseen(dataset, checkpoints):
 def score(networks, checkpoints, args):
     """Print accuracy, classes and confusions of what training didn't see; write table and sheet."""
     run = checkpoints[0]["args"]
-    source = args.data or checkpoints[0]["source"]
+    source = data.source_of(checkpoints[0], args.data)
     dataset = data.load(source, checkpoints[0]["size"], run["limit"])
     for checkpoint in checkpoints:
         data.require_same(dataset, checkpoint)

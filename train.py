@@ -563,7 +563,7 @@ def resumed_args(args, checkpoint):
                 f"{flag} {value} contradicts the run to be resumed, which has {stored.get(name)}: "
                 f"leave {flag} out, or start a new run without --resume"
             )
-    changed = {"out": args.out, "data": given.get("data", checkpoint["source"])}
+    changed = {"out": args.out, "data": data.source_of(checkpoint, given.get("data"))}
     return argparse.Namespace(**{**stored, **changed}, given=given)
 
 

@@ -163,6 +163,9 @@ def test_a_wrong_thing_is_one_sentence_and_nothing_is_written(trained, here, cap
     refused(capsys, [here / "broken.png"], "broken.png is not a checkpoint")
     refused(capsys, [checkpoint, here / "demo.pt"], "has other classes")
     refused(capsys, [checkpoint, "--data", "nowhere"], "there is no nowhere")
+    demo.update(classes=torch.load(checkpoint, weights_only=True)["classes"], source="gone")
+    torch.save(demo, here / "demo.pt")
+    refused(capsys, [here / "demo.pt"], "gone, which it was trained on, is not here")
     refused(capsys, [checkpoint, "--data", "nothing"], "nothing holds no pictures")
     refused(capsys, [checkpoint, "--data", "broken.png"], "broken.png (not a picture)")
     refused(
