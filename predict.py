@@ -149,10 +149,9 @@ def predict(networks, images, views=1, precision=None):
 
 
 def write_table(path, header, rows):
-    """A CSV file with \\n line ends, written whole or not at all; what was there is set aside."""
+    """A CSV file with \\n line ends, written whole or not at all."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    data.set_aside(path)
     data.write_file(path, lambda file: file.write(text.getvalue().encode()))
 
 
@@ -180,6 +179,7 @@ def submit(networks, checkpoint, args):
         )
     answers = predict(networks, images, args.views).argmax(1).tolist()
     out = args.out or "submission.csv"
+    data.set_aside(out)
     write_table(out, columns, ([i, classes[label]] for i, label in zip(ids, answers)))
     print(f"wrote {out}: {len(ids):,} answers ({','.join(columns)})")
 
@@ -217,18 +217,18 @@ def score(networks, checkpoints, args):
         right = (probabilities.argmax(1) == labels).float().mean()
         print(f"{name}: accuracy {right:.4f} on {len(ids):,} pictures")
     # The details are of the last part: the published test where there is one.
-    classes, out = dataset.classes, Path(args.out or "scores.csv")
-    rows, confusions = by_class(probabilities.argmax(1), labels, classes)
+    rows, confusions = by_class(probabilities.argmax(1), labels, dataset.classes)
     print_details(name, rows, confusions)
-    header = ["class", "pictures", "accuracy", "most_often_taken_for", "times"]
-    write_table(out, header, rows)
+    out = Path(args.out or "scores.csv")
+    picture = out.with_name("mistakes.png")
+    data.set_aside(out, picture)
+    write_table(out, ["class", "pictures", "accuracy", "most_often_taken_for", "times"], rows)
+    print(f"wrote {out}: every class")
     surest = mistakes(probabilities, labels)
     if surest:
-        sheet = draw_mistakes(images, labels, ids, probabilities, surest, classes)
-        data.set_aside(out.with_name("mistakes.png"))
-        data.write_file(out.with_name("mistakes.png"), lambda file: sheet.save(file, "PNG"))
-    shown = f" and {out.with_name('mistakes.png')}: the {len(surest)} surest mistakes"
-    print(f"wrote {out}: every class{shown if surest else ''}")
+        sheet = draw_mistakes(images, labels, ids, probabilities, surest, dataset.classes)
+        data.write_file(picture, lambda file: sheet.save(file, "PNG"))
+        print(f"wrote {picture}: the {len(surest)} surest mistakes")
 
 
 def by_class(answers, labels, classes):
@@ -316,6 +316,7 @@ def parse_args(argv=None):
         "--views",
         metavar="N",
         type=int,
+        choices=range(1, len(VIEWS) + 1),
         default=1,
         help=f"average over N views of each picture, 1 to {len(VIEWS)}: itself, mirrored, moved "
         "by a pixel (default: 1)",

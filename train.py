@@ -321,14 +321,15 @@ def draw_curves(rows, title):
         x, y = point(best["epoch"], best["val_acc"])
         r = 6 * SCALE
         draw.ellipse([x - r, y - r, x + r, y + r], outline=VAL_COLOUR, width=2 * SCALE)
-    legend = [("training", TRAIN_COLOUR), ("validation", VAL_COLOUR)]
+    legend = [(f"training {rows[-1]['train_acc']:.4f}", TRAIN_COLOUR)]
     if best:
+        legend.append((f"validation {rows[-1]['val_acc']:.4f}", VAL_COLOUR))
         note = f"o best: {best['val_acc']:.4f} at epoch {best['epoch']}"
         legend.append((note, VAL_COLOUR))
-    x = 650 * SCALE
+    x = 636 * SCALE
     for text, colour in legend:
         draw.text((x, 44 * SCALE), text, colour, font)
-        x += font.getlength(text) + 18 * SCALE
+        x += font.getlength(text) + 14 * SCALE
     return canvas.resize((1040, 390), Image.Resampling.LANCZOS)
 
 
