@@ -165,6 +165,7 @@ def main(argv=None):
     args = parse_args(argv)
     try:
         pipelines = parse(args.mix)
+        data.check_out(args.out)
         dataset = data.load(args.data, limit=100, test=False)
         first = {label: i for i, label in reversed(list(enumerate(dataset.labels.tolist())))}
         images = dataset.images[list(first.values())[:6]]

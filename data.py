@@ -10,8 +10,10 @@ processes and nothing happens to a picture one at a time after that.
 """
 
 import csv
+import gzip
 import hashlib
 import io
+import lzma
 import os
 import re
 import sys
@@ -31,6 +33,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
 CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # torchvision's folders
+OURS = {"curves.png", "mistakes.png", "augment.png"}  # drawn by this project, never data
 SMALLEST, LARGEST = 16, 512  # sides in pixels: below, no network fits; above, it isn't small
 
 
@@ -59,6 +62,7 @@ class Dataset:
     columns: tuple = ("Id", "Category")
     files: list = field(default_factory=list)  # names in the source, where pictures are files
     test_files: list = field(default_factory=list)
+    left_out: list = field(default_factory=list)  # pictures that lie outside the layout
 
     @property
     def val_indices(self):
@@ -103,9 +107,13 @@ def load(source=None, size=None, limit=None, labelled=True, test=True):
     else:
         files = Files(source)
         dataset = describe(files)
-    if len(dataset.classes) < 2:
+    if labelled and len(dataset.classes) < 2:
         raise ValueError(
-            f"{source} has only the class {dataset.classes[0]!r}: nothing to tell apart"
+            f"{source} has only the class {dataset.classes[0]!r}: it takes two or more"
+        )
+    if labelled and dataset.left_out:
+        print(
+            f"{len(dataset.left_out)} pictures are in no class folder: {listed(dataset.left_out)}"
         )
     if limit is not None and limit < len(dataset.labels):
         own = dataset.labels if dataset.is_val is None else dataset.labels * 2 + dataset.is_val
@@ -129,7 +137,8 @@ def find_source(places=("data", "/kaggle/input")):
             is_archive = child.name.endswith(ARCHIVES) and not child.name.startswith("cifar-")
             if is_archive or (child.is_dir() and has_layout(child)):
                 found.append(str(child))
-        if (place / "labels.csv").is_file() or (not found and has_layout(place)):
+        itself = any((place / name).exists() for name in ("labels.csv", "trainval", "train"))
+        if itself or (not found and has_layout(place)):
             found = [str(place)]
         if len(found) > 1:
             raise ValueError(
@@ -169,7 +178,7 @@ class Files:
         if self.path.is_dir():
             found = [
                 (Path(folder) / name).relative_to(self.path).as_posix()
-                for folder, _, names in os.walk(self.path)
+                for folder, _, names in os.walk(self.path, followlinks=True)
                 for name in names
             ]
         elif not self.path.exists():
@@ -183,7 +192,7 @@ class Files:
         else:
             try:
                 found = self.open_archive()
-            except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, ValueError) as error:
+            except Exception as error:  # whatever a damaged archive makes its reader raise
                 raise ValueError(f"{path} can't be read as an archive: {error}") from error
         self.names = sorted((name for name in found if is_wanted(name)), key=natural)
 
@@ -193,12 +202,22 @@ class Files:
             return [entry.filename for entry in self.zip.infolist() if not entry.is_dir()]
         self.contents = {}
         progress = Progress(f"reading {self.path.name}")
-        with tarfile.open(self.path, "r|*") as archive:
-            for member in archive:
-                name = member.name[2:] if member.name.startswith("./") else member.name
-                if member.isreg() and is_wanted(name):
-                    self.contents[name] = archive.extractfile(member).read()
-                    progress.add(1)
+        openers = {".gz": gzip.open, ".tgz": gzip.open, ".xz": lzma.open, ".txz": lzma.open}
+        with openers.get(self.path.suffix.lower(), open)(self.path, "rb") as stream:
+            with tarfile.open(fileobj=stream, mode="r|") as archive:
+                for member in archive:
+                    name = member.name[2:] if member.name.startswith("./") else member.name
+                    if member.isreg() and is_wanted(name):
+                        self.contents[name] = archive.extractfile(member).read()
+                        if len(self.contents[name]) != member.size:
+                            raise EOFError(f"it ends within {name}")
+                        progress.add(1)
+            while stream.read(1 << 20):  # to the end, where the checksum is
+                pass
+            if self.path.suffix.lower() == ".tar":  # no checksum, but it ends in zeros
+                stream.seek(-512, os.SEEK_END)
+                if any(stream.read()):
+                    raise EOFError("it is cut short")
         progress.close()
         return list(self.contents)
 
@@ -208,14 +227,18 @@ class Files:
             return self.contents[name]
         if self.path.is_dir():
             return (self.path / name).read_bytes()
-        return self.zip.read(name)
+        try:
+            return self.zip.read(name)
+        except Exception as error:  # damaged, encrypted, or packed in a way unknown here
+            raise ValueError(f"{name} in {self.path} can't be read: {error}") from error
 
 
 def is_wanted(name):
     """Pictures and tables, but nothing hidden, absolute or reaching out of its folder."""
     path = PurePosixPath(name)
     hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
-    return not (hidden or path.is_absolute()) and path.suffix.lower() in PICTURES | {".csv"}
+    kept = path.suffix.lower() in PICTURES | {".csv"} and path.name not in OURS
+    return kept and not hidden and not path.is_absolute()
 
 
 def is_picture(name):
@@ -244,6 +267,8 @@ def homework_layout(files):
     """labels.csv (id, category; any header) with trainval/ and perhaps test/, at any depth."""
     tables = [name for name in files.names if PurePosixPath(name).name == "labels.csv"]
     if not tables:
+        if any("trainval" in PurePosixPath(name).parts for name in files.names):
+            raise ValueError(f"{files.path} has a folder trainval/ but no labels.csv")
         return None
     if len(tables) > 1:
         raise ValueError(
@@ -254,18 +279,28 @@ def homework_layout(files):
     if not pictures:
         raise ValueError(f"{files.path} has {tables[0]} but no pictures in a folder trainval/")
     columns, rows = read_labels(files.read(tables[0]), tables[0])
+    if not any(i in pictures for _, i, _ in rows):  # ids without suffix, in the submission as well
+        pictures = without_suffix(pictures)
+        test = without_suffix(test)
     if columns[0] in pictures:
         raise ValueError(f"{tables[0]} has no header: its first row already names a picture")
-    bare = {str(PurePosixPath(name).with_suffix("")): name for name in pictures}
-    missing = [f"row {n} ({i})" for n, i, _ in rows if i not in pictures and i not in bare]
+    missing = [f"row {n} ({i})" for n, i, _ in rows if i not in pictures]
     if missing:
         raise ValueError(
             f"{len(missing)} rows of {tables[0]} name no picture in trainval/: {listed(missing)}"
         )
-    if any(i not in pictures for _, i, _ in rows):  # then the submission has no suffixes either
-        test = {str(PurePosixPath(i).with_suffix("")): name for i, name in test.items()}
-    rows = [(i, category, pictures.get(i) or pictures[bare[i]]) for _, i, category in rows]
+    rows = [(i, category, pictures[i]) for _, i, category in rows]
     return labelled_by(files, rows, test, columns=columns)
+
+
+def without_suffix(pictures):
+    """{id: file} with the ids' suffixes taken off."""
+    bare = {str(PurePosixPath(i).with_suffix("")): name for i, name in pictures.items()}
+    if len(bare) < len(pictures):
+        raise ValueError(
+            f"{len(pictures) - len(bare)} pictures have the name of another but for its suffix"
+        )
+    return bare
 
 
 def pictures_below(files, folder, other):
@@ -275,7 +310,10 @@ def pictures_below(files, folder, other):
         parts = PurePosixPath(name).parts
         depths = [i for i, part in enumerate(parts[:-1]) if part in (folder, other)]
         if depths and parts[depths[-1]] == folder and is_picture(name):
-            found["/".join(parts[depths[-1] + 1 :])] = name
+            i = "/".join(parts[depths[-1] + 1 :])
+            if i in found:
+                raise ValueError(f"two pictures are {i}: {found[i]} and {name}; name one folder")
+            found[i] = name
     return found
 
 
@@ -285,6 +323,7 @@ def read_labels(content, name):
         rows = list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{name} is no table of ids and categories in UTF-8: {error}") from error
+    rows = [[cell.strip() for cell in row] for row in rows]
     numbered = [(n, row) for n, row in enumerate(rows, start=1) if any(row)]
     for n, row in numbered:
         if len(row) < 2 or not row[0] or not row[1]:
@@ -304,12 +343,12 @@ def folder_layout(files):
     """train/<class>/* (with val/<class>/*, if there), or <class>/* alone; test/* isn't a class."""
     names = [name for name in files.names if is_picture(name)]
     top = [PurePosixPath(name).parts for name in names]
-    depth = len(os.path.commonprefix([parts[:-2] for parts in top])) if top else 0
+    depth = len(os.path.commonprefix([parts[:-1] for parts in top])) if top else 0
     if any("train" in parts[:depth] for parts in top):  # train/<class>/* and nothing beside it
         depth = min(parts.index("train") for parts in top)
     top = [parts[depth:] for parts in top]
     has_train = any(parts[0] == "train" and len(parts) == 3 for parts in top)
-    rows, test = [], {}
+    rows, test, left_out = [], {}, []
     for name, parts in zip(names, top):
         if has_train and len(parts) == 3 and parts[0] in ("train", "val"):
             rows.append(("/".join(parts), parts[1], name))
@@ -317,10 +356,13 @@ def folder_layout(files):
             test["/".join(parts[1:])] = name
         elif not has_train and len(parts) == 2:
             rows.append(("/".join(parts), parts[0], name))
+        else:
+            left_out.append(name)
     if not rows:
         return None
     is_val = torch.tensor([has_train and i.startswith("val/") for i, _, _ in rows])
-    return labelled_by(files, rows, test, is_val=is_val if is_val.any() else None)
+    is_val = is_val if is_val.any() else None
+    return labelled_by(files, rows, test, is_val=is_val, left_out=left_out)
 
 
 def labelled_by(files, rows, test, **rest):
@@ -328,7 +370,7 @@ def labelled_by(files, rows, test, **rest):
     classes = sorted({category for _, category, _ in rows}, key=natural)
     index = {category: k for k, category in enumerate(classes)}
     return Dataset(
-        source=str(files.path),
+        source=str(files.path.resolve()),
         classes=classes,
         labels=torch.tensor([index[category] for _, category, _ in rows]),
         ids=[i for i, _, _ in rows],
@@ -685,9 +727,17 @@ def write_file(path, write):
         raise
 
 
+def check_out(path):
+    """ValueError where no file can be written: before the work, not after it."""
+    if Path(path).is_dir():
+        raise ValueError(f"--out {path} is a folder: name a file")
+    if not Path(path).parent.is_dir():
+        raise ValueError(f"--out {path}: there is no folder {Path(path).parent}")
+
+
 def set_aside(*paths):
     """Move what an earlier run left at these paths of one folder into earlier-1/, and say so."""
-    there = [path for path in map(Path, paths) if path.exists()]
+    there = [path for path in map(Path, paths) if path.is_file()]
     if there:
         number = 1
         while (aside := there[0].parent / f"earlier-{number}").exists():

@@ -164,6 +164,12 @@ class V14(Network):
 
 MODELS = {"resnet18": ResNet18, "v14": V14}
 
+# What each checkpoint holds; one to resume from has "resume" too (train.py's Run.state).
+FIELDS = (
+    "format model options num_classes classes size mean std weights args source fingerprint epoch "
+    "log versions computed_on"
+).split()
+
 
 def require(option, value, fits, expected):
     """Raise the ValueError that says what a network's option should have been."""
@@ -230,7 +236,8 @@ def build_model(name, num_classes, mean=(0, 0, 0), std=(1, 1, 1), **options):
     it first normalises by mean and std, one value a channel, of the training pictures.
     An unknown name or option raises a ValueError that lists the valid ones.
     """
-    network = MODELS[name](num_classes, **checked_options(name, options))
+    options = checked_options(name, options)
+    network = MODELS[name](num_classes, **options)
     network.mean.copy_(torch.tensor(mean).view(1, 3, 1, 1))
     network.std.copy_(torch.tensor(std).view(1, 3, 1, 1))
     return network
@@ -255,17 +262,17 @@ def load_checkpoint(path, device="cpu"):
     except Exception as error:  # whatever a damaged or hostile file makes torch raise
         reason = "it holds code" if "weights_only" in str(error) else "it can't be read"
         raise ValueError(f"{path} is not a checkpoint of train.py: {reason}") from error
+    missing = [key for key in FIELDS if not isinstance(checkpoint, dict) or key not in checkpoint]
+    if missing or checkpoint["format"] != 1:
+        lacks = f"it has no {', '.join(missing)}" if missing else "its format is not 1"
+        raise ValueError(f"{path} is not a checkpoint of this train.py: {lacks}")
     try:
-        network = build_model(
-            checkpoint["model"],
-            checkpoint["num_classes"],
-            checkpoint["mean"],
-            checkpoint["std"],
-            **checkpoint["options"],
-        )
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+            network = build_model(
+                *(checkpoint[key] for key in ("model", "num_classes", "mean", "std")),
+                **checkpoint["options"],
+            )
         network.load_state_dict(checkpoint["weights"])
-    except KeyError as error:
-        raise ValueError(f"{path} is not a checkpoint of train.py: it has no {error}") from error
     except (TypeError, AttributeError, RuntimeError, ValueError) as error:
         first_line = str(error).splitlines()[0]
         raise ValueError(f"{path} holds no network of models.py: {first_line}") from error

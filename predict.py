@@ -13,6 +13,7 @@ import argparse
 import csv
 import difflib
 import io
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -166,16 +167,19 @@ def submit(networks, checkpoint, args):
         for probability, label in zip(*(values.tolist() for values in likeliest)):
             print(f"  {probability:6.1%}  {classes[label]}")
         return
-    source = data.source_of(checkpoint, source)
+    dataset = None
     try:
-        dataset = data.load(source, size, labelled=False)
-        images, ids, columns = dataset.test_images, dataset.test_ids, dataset.columns
+        dataset = data.load(data.source_of(checkpoint, source), size, labelled=False)
     except data.NotADataSet:
+        pass
+    if dataset and dataset.test_ids:
+        images, ids, columns = dataset.test_images, dataset.test_ids, dataset.columns
+    elif source:
         images, ids = data.load_pictures(source, size)
-    if images is None:
+    else:
         raise ValueError(
-            f"{source} has no test pictures to answer: --score answers the labelled ones that "
-            "training did not see, --data FOLDER any folder of pictures"
+            f"{checkpoint['source']} has no test pictures to answer: --score answers labelled ones "
+            "that training did not see, --data FOLDER any pictures"
         )
     answers = predict(networks, images, args.views).argmax(1).tolist()
     out = args.out or "submission.csv"
@@ -209,7 +213,7 @@ def score(networks, checkpoints, args):
     """Print accuracy, classes and confusions of what training didn't see; write table and sheet."""
     run = checkpoints[0]["args"]
     source = data.source_of(checkpoints[0], args.data)
-    dataset = data.load(source, checkpoints[0]["size"], run["limit"])
+    dataset = data.load(source, checkpoints[0]["size"], run["limit"], test=False)
     for checkpoint in checkpoints:
         data.require_same(dataset, checkpoint)
     for name, images, labels, ids in unseen(dataset, checkpoints):
@@ -288,7 +292,7 @@ def parse_flags(parser, argv):
             argv = [x for x in argv if x != "-f" and not (x.endswith(".json") and "kernel" in x)]
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        flags = [f"--{name.replace('_', '-')}" for name in vars(args)]
+        flags = re.findall(r"--[a-z-]+", parser.format_help())
         close = difflib.get_close_matches(unknown[0].split("=")[0], flags, 1)
         hint = f"did you mean {close[0]}?" if close else "--help lists them all"
         parser.error(f"unknown argument {unknown[0]}: {hint}")
@@ -333,6 +337,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     try:
+        data.check_out(args.out or "submission.csv")
         device = choose_device()
         loaded = [models.load_checkpoint(path, device) for path in args.checkpoints]
         networks, checkpoints = zip(*loaded)

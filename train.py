@@ -12,14 +12,13 @@ that an unbroken one would have, given the same kind of device and number of thr
 """
 
 import argparse
-import csv
-import io
 import math
 import platform
 import signal
 import sys
 import threading
 import time
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,9 +68,14 @@ SCHEDULES = {
         optimizer, args.epochs * steps
     ),
     # lr/10 to lr and back, the report's 0.01 to 0.1 (B2). Half a cycle is 2,000 steps, and momentum
-    # goes from 0.9 to 0.8 and back: torch's defaults, our reading of the report (arXiv:1506.01186).
+    # goes down by 0.1, to 0.8, and back: torch's defaults, our reading (arXiv:1506.01186).
     "cyclic": lambda optimizer, args, steps: lr_scheduler.CyclicLR(
-        optimizer, args.lr / 10, args.lr, cycle_momentum=args.momentum > 0
+        optimizer,
+        args.lr / 10,
+        args.lr,
+        cycle_momentum=args.momentum > 0,
+        base_momentum=max(0.0, args.momentum - 0.1),
+        max_momentum=args.momentum,
     ),
     # 0.95 of the rate after each epoch. The report doesn't give its lambda (B3): this one is ours.
     "lambda": lambda optimizer, args, steps: lr_scheduler.LambdaLR(
@@ -115,6 +119,9 @@ class Run:
             raise ValueError(
                 f"{len(train)} pictures are left to train on: lower --val or raise --limit"
             )
+        # What was left to the data is kept with the run, so that --resume may name it.
+        args.size = dataset.images.shape[-1]
+        args.val = 0.1 if args.val is None and dataset.is_val is None else args.val
         self.source, self.fingerprint = dataset.source, dataset.fingerprint
         self.classes, self.size = dataset.classes, dataset.images.shape[-1]
         self.mean, self.std = data.statistics(dataset.images, train)
@@ -245,11 +252,7 @@ def not_finite(run, what):
 
 def write_log(run):
     """log.csv and curves.png, from the rows of the run, which the checkpoint holds too."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(run.rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(run.rows)
-    data.write_file(run.out / "log.csv", lambda file: file.write(text.getvalue().encode()))
+    predict.write_table(run.out / "log.csv", run.rows[0], (row.values() for row in run.rows))
     curves = draw_curves(run.rows, f"{run.args.model} on {Path(run.source).name}")
     data.write_file(run.out / "curves.png", lambda file: curves.save(file, "PNG"))
 
@@ -335,6 +338,8 @@ def draw_curves(rows, title):
 
 # ---------------------------------------------------------------- the loop
 
+HEADER = "epoch       lr  train loss   acc    val loss   acc    pictures/s  seconds"
+
 
 @contextmanager
 def stop_signals():
@@ -412,7 +417,11 @@ def finish_epoch(run):
 def fit(run):
     """Train to the last epoch, writing after each: best.pt, log.csv, curves.png, ckpt.pt last."""
     print(HEADER)
-    with stop_signals() as stop:
+    if run.rows:  # resumed: cut the log back to what the checkpoint knows
+        write_log(run)
+    with stop_signals() as stop, warnings.catch_warnings():
+        # Where float16 overflows, the scaler skips the optimizer's step, and torch wonders.
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         while run.epoch < run.args.epochs:
             progress = data.Progress()
             finished = train_steps(run, stop, progress)
@@ -436,9 +445,6 @@ def fit(run):
             write_log(run)
             save(run)
     print(summary(run))
-
-
-HEADER = "epoch       lr  train loss   acc    val loss   acc    pictures/s  seconds"
 
 
 def table_row(row):
@@ -485,15 +491,6 @@ def at_least(low):
     return number(int, f"a whole number, {low} or more", lambda x: x >= low)
 
 
-def one_of(names):
-    def parse(text):
-        if text not in names:
-            raise argparse.ArgumentTypeError(f"{text!r} should be one of {', '.join(names)}")
-        return text
-
-    return parse
-
-
 RATE = number(float, "a number above 0", lambda x: 0 < x < math.inf)
 SHARE = number(float, "at least 0 and below 1", lambda x: 0 <= x < 1)
 DECAY = number(float, "a number, 0 or more", lambda x: 0 <= x < math.inf)
@@ -503,7 +500,7 @@ SIDE = number(
     lambda x: data.SMALLEST <= x <= data.LARGEST,
 )
 
-# Group, flag, what its value is called, its type, the section of the report that chose it, help.
+# Group, flag, what its value is called, its type or choices, the report's section on it, help.
 FLAGS = [
     ("data", "--data", "PATH", str, "", "folder, archive, cifar10, cifar100 or demo (default: the "
      "one data set below data/ or /kaggle/input/, else the demo)"),
@@ -515,15 +512,15 @@ FLAGS = [
     ("data", "--limit", "N", at_least(2), "", "at most N labelled pictures, of all classes alike"),
     ("model", "--model", "NAME", str, "F1 to F7", f"{' or '.join(models.MODELS)}, with options as "
      "in v14:groups=4,dropout=0.25"),
-    ("optimisation", "--optimizer", "NAME", one_of(["sgd", "adam"]), "V4", "sgd or adam"),
+    ("optimisation", "--optimizer", "NAME", ["sgd", "adam"], "V4", "sgd or adam"),
     ("optimisation", "--lr", "RATE", RATE, "F1, F8", "highest learning rate"),
-    ("optimisation", "--schedule", "NAME", one_of(SCHEDULES), "B1 to B4, F1",
+    ("optimisation", "--schedule", "NAME", list(SCHEDULES), "B1 to B4, F1",
      ", ".join(SCHEDULES)),
     ("optimisation", "--epochs", "N", at_least(1), "F9", "passes over the training set"),
     ("optimisation", "--batch-size", "N", at_least(2), "common to all", "pictures a step"),
     ("optimisation", "--momentum", "M", SHARE, "common to all", "of SGD"),
     ("optimisation", "--weight-decay", "D", DECAY, "F12", "L2 penalty on all weights"),
-    ("run", "--recipe", "NAME", one_of(RECIPES), "", f"a row of defaults: {', '.join(RECIPES)} "
+    ("run", "--recipe", "NAME", list(RECIPES), "", f"a row of defaults: {', '.join(RECIPES)} "
      "(default: report)"),
     ("run", "--out", "DIR", str, "", "where the files go (default: here)"),
     ("run", "--seed", "N", at_least(0), "", "of the split, the weights and all that is drawn "
@@ -544,7 +541,8 @@ def parse_args(argv=None):
         default = RECIPES["report"].get(flag[2:].replace("-", "_"))
         text += "" if default is None else f" (default: {default})"
         text += f" [report {section}]" if section else ""
-        groups[group].add_argument(flag, metavar=metavar, type=kind, help=text)
+        values = {"choices": kind} if isinstance(kind, list) else {"type": kind}
+        groups[group].add_argument(flag, metavar=metavar, help=text, **values)
     groups["run"].add_argument(
         "--resume", action="store_true", help="go on with the ckpt.pt in --out, with its flags"
     )
@@ -605,16 +603,18 @@ def print_start(run):
 def main(argv=None):
     args = parse_args(argv)
     gpus = range(torch.cuda.device_count())
-    with torch.random.fork_rng(devices=gpus):  # the caller's own random numbers stay as they were
-        try:
-            run = prepare(args)
-        except (ValueError, OSError) as error:
-            fail(error, 2)
-        print_start(run)
-        try:
+    try:
+        with torch.random.fork_rng(devices=gpus):  # the caller's random numbers stay as they were
+            try:
+                run = prepare(args)
+            except (ValueError, OSError) as error:
+                fail(error, 2)
+            print_start(run)
             fit(run)
-        except (RunFailed, OSError) as error:
-            fail(error, 1)
+    except KeyboardInterrupt:
+        fail("interrupted; if an epoch was finished, --resume goes on after it", 1)
+    except (RunFailed, OSError) as error:
+        fail(error, 1)
 
 
 def fail(error, status):

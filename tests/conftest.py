@@ -1,6 +1,10 @@
 """Shared by the tests: small data sets on disk, in every layout, made from the demo's textures."""
 
 import os
+
+# Tiny networks gain nothing from threads, and lose much of their speed where others want the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import subprocess
 import sys
 from pathlib import Path
@@ -51,17 +55,17 @@ def trained(tmp_path_factory):
     return source, out
 
 
-def start(script, *flags, cwd):
-    """A script as its user starts it: another process, in another folder."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / script), *map(str, flags)],
-        cwd=cwd,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+def run(*argv, threads=1):
+    """(exit status, stdout, stderr) of a python command in another process, as a user runs it."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(
+        [sys.executable, *map(str, argv)],
+        env={**environment, "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
     )
+    return done.returncode, done.stdout, done.stderr
 
 
 def same_tree(a, b):

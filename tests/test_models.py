@@ -136,6 +136,13 @@ def test_a_wrong_model_is_one_sentence(spec, words):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
+def test_build_model_itself_knows_what_is_valid():
+    with pytest.raises(ValueError, match="unknown model 'v99'; the models are resnet18, v14"):
+        models.build_model("v99", 10)
+    with pytest.raises(ValueError, match="model v14 has no option 'depth'; it takes groups=3"):
+        models.build_model("v14", 10, depth=3)
+
+
 def test_options_are_read_as_the_types_they_have():
     name, options = models.parse("v14:groups=4,dropout=0,max_pool=true,zero_init=False")
     assert (name, options) == (
@@ -151,17 +158,14 @@ class Hostile:
 
 
 def test_a_checkpoint_that_is_none_or_holds_code_is_refused(tmp_path, capfd):
-    good = {
-        "model": "v14",
-        "options": {"width": 8},
-        "num_classes": 3,
-        "mean": [0.0] * 3,
-        "std": [1.0] * 3,
-        "weights": models.build_model("v14", 3, width=8).state_dict(),
-    }
+    good = dict.fromkeys(models.FIELDS, "unused here")
+    good.update(format=1, model="v14", options={"width": 8}, num_classes=3, mean=[0.0] * 3)
+    good.update(std=[1.0] * 3, weights=models.build_model("v14", 3, width=8).state_dict())
     cases = {
         "code": {**good, "extra": Hostile()},
         "no model": {key: good[key] for key in good if key != "model"},
+        "no args": {key: good[key] for key in good if key != "args"},
+        "another format": {**good, "format": 2},
         "wrong model": {**good, "model": "v99"},
         "wrong option": {**good, "options": {"width": 10**9}},
         "wrong shapes": {**good, "options": {"width": 16}},
@@ -176,6 +180,11 @@ def test_a_checkpoint_that_is_none_or_holds_code_is_refused(tmp_path, capfd):
             with pytest.raises(ValueError, match="holds code"):
                 models.load_checkpoint(path)
     torch.save(good, path)
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    models.load_checkpoint(path)
+    assert torch.equal(torch.rand(1), expected)  # the caller's random numbers stay as they were
     assert models.load_checkpoint(path)[0](torch.rand(1, 3, 16, 16)).shape == (1, 3)
     whole = path.read_bytes()
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:

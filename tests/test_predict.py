@@ -52,6 +52,10 @@ def test_a_folder_an_archive_and_one_picture_answer_the_same(trained, here, caps
     shutil.make_archive("pictures", "zip", here / "pictures")
     predict.main([checkpoint, "--data", "pictures.zip", "--out", "zip.csv"])
     assert table(here / "folder.csv")[1:] == expected == table(here / "zip.csv")[1:]
+    shutil.make_archive("wrapped", "zip", here, "pictures")
+    predict.main([checkpoint, "--data", "wrapped.zip", "--out", "wrapped.csv"])
+    wrapped = [[f"pictures/{name}", answer] for name, answer in expected]
+    assert table(here / "wrapped.csv")[1:] == wrapped
     capsys.readouterr()
     predict.main([checkpoint, "--data", f"pictures/{expected[4][0]}"])
     lines = capsys.readouterr().out.splitlines()
@@ -68,10 +72,12 @@ def test_several_networks_and_views_are_averaged_as_probabilities():
     x = images.float() / 255
     with torch.no_grad():
         expected = sum(network.eval()(x).softmax(1) for network in networks) / 2
-        assert torch.allclose(predict.predict(networks, images), expected, atol=1e-6)
+        answers = predict.predict(networks, images, precision=torch.float32)
+        assert torch.allclose(answers, expected, atol=1e-6)
         mirrored = networks[0](x.flip(-1)).softmax(1)
         expected = (networks[0](x).softmax(1) + mirrored) / 2
-        assert torch.allclose(predict.predict(networks[:1], images, views=2), expected, atol=1e-6)
+        answers = predict.predict(networks[:1], images, views=2, precision=torch.float32)
+        assert torch.allclose(answers, expected, atol=1e-6)
     with pytest.raises(ValueError, match="--views 11 should be from 1 to 10"):
         predict.predict(networks, images, views=11)
 
@@ -82,7 +88,10 @@ def test_views_move_by_a_pixel_and_reflect_the_edge():
     assert torch.equal(predict.shifted(x, False, 1, 1), torch.from_numpy(padded[..., :5, :6]))
     assert torch.equal(predict.shifted(x, False, -1, 1), torch.from_numpy(padded[..., 2:, :6]))
     assert torch.equal(predict.shifted(x, True, 0, 0), x.flip(-1))
-    assert len(set(predict.VIEWS)) == len(predict.VIEWS) == 10
+    still_and_diagonals = {(0, 0), (1, 1), (-1, -1), (1, -1), (-1, 1)}
+    expected = {(flip, *shift) for flip in (False, True) for shift in still_and_diagonals}
+    assert set(predict.VIEWS) == expected and len(predict.VIEWS) == 10
+    assert predict.VIEWS[:2] == [(False, 0, 0), (True, 0, 0)]
 
 
 def test_logits_take_bytes_or_floats_in_any_batches_and_leave_the_mode():
@@ -107,7 +116,7 @@ def test_the_score_is_that_of_training_on_what_training_did_not_see(trained, her
     assert right / 12 == pytest.approx(accuracy, abs=1e-3)
     if accuracy < 1:
         with Image.open(here / "mistakes.png") as sheet:
-            assert sheet.width >= 96 and "not a mistake" not in printed
+            assert sheet.width >= 96 and "no mistakes at all" not in printed
 
 
 def test_several_checkpoints_are_scored_on_what_none_of_them_saw(trained, here, capsys):
@@ -167,6 +176,8 @@ def test_a_wrong_thing_is_one_sentence_and_nothing_is_written(trained, here, cap
     torch.save(demo, here / "demo.pt")
     refused(capsys, [here / "demo.pt"], "gone, which it was trained on, is not here")
     refused(capsys, [checkpoint, "--data", "nothing"], "nothing holds no pictures")
+    refused(capsys, [checkpoint, "--out", "nothing"], "--out nothing is a folder: name a file")
+    refused(capsys, [checkpoint, "--out", "no/x.csv"], "--out no/x.csv: there is no folder no")
     refused(capsys, [checkpoint, "--data", "broken.png"], "broken.png (not a picture)")
     refused(
         capsys, [checkpoint, "--data", other, "--score"], "is not the data that this checkpoint"

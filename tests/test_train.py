@@ -3,13 +3,12 @@
 import csv
 import math
 import signal
-import subprocess
 import sys
-import time
 
 import pytest
 import torch
-from conftest import ROOT, TINY, same_tree, start, write_homework
+import torch.nn.functional as F
+from conftest import ROOT, TINY, run, same_tree, write_homework
 from PIL import Image
 
 import data
@@ -19,7 +18,7 @@ import train
 
 
 def flags(source, out, *more):
-    """A run of four epochs of half a second or so each on two cores."""
+    """A run of four epochs on the homework, 24 steps each where it has 60 pictures."""
     return [
         "--data", str(source), "--model", TINY, "--epochs", "4", "--lr", "0.1", "--val", "0.2",
         "--batch-size", "4", "--out", str(out), *more,
@@ -42,55 +41,55 @@ def plain_content(path):
     return content
 
 
+# train.py, but for a signal that the process gets in the middle of its second epoch.
+CUT = """
+import os, signal, sys, data, train
+epoch = data.Batches.epoch
+def cut(self, number, start=0):
+    for step, batch in enumerate(epoch(self, number, start), start):
+        if (number, step) == (1, 11):
+            os.kill(os.getpid(), signal.{})
+        yield batch
+data.Batches.epoch = cut
+train.main(sys.argv[1:])
+"""
+
+
 @pytest.mark.parametrize(
-    "more",
+    ("threads", "more"),
     [
-        [],
-        ["--schedule", "cyclic"],
-        ["--schedule", "plateau", "--optimizer", "adam", "--lr", "0.01"],
-        ["--schedule", "lambda", "--augment", "clean+hflip,gray", "--val", "0"],
+        (2, []),
+        (1, ["--schedule", "cyclic"]),
+        (1, ["--schedule", "plateau", "--optimizer", "adam", "--lr", "0.01"]),
+        (1, ["--schedule", "lambda", "--augment", "clean+hflip,gray", "--val", "0"]),
     ],
     ids=["cosine", "cyclic", "plateau and adam", "lambda without validation"],
 )
-def test_killed_in_the_middle_of_an_epoch_and_resumed_it_ends_the_same_bit_for_bit(tmp_path, more):
-    source = write_homework(tmp_path / "source", labelled=120)
+def test_killed_in_the_middle_of_an_epoch_and_resumed_it_ends_the_same_bit_for_bit(
+    tmp_path, homework, threads, more
+):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    unbroken = start("train.py", *flags(source, whole, *more), cwd=tmp_path)
-    assert unbroken.wait(300) == 0, unbroken.stderr.read()
-    seconds = float(columns(whole / "log.csv", ())[1]["seconds"])
-
-    process = start("train.py", *flags(source, cut, *more), cwd=tmp_path)
-    while not (cut / "ckpt.pt").exists():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
-    time.sleep(seconds / 2)  # the middle of the second epoch
-    process.kill()
-    process.wait()
-    rows = len(columns(cut / "log.csv"))
-    assert 1 <= rows < 4
-    resumed = start("train.py", "--resume", "--out", cut, cwd=tmp_path)
-    assert resumed.wait(300) == 0, resumed.stderr.read()
-    assert f"resumed after epoch {rows}" in resumed.stdout.read()
+    status, _, error = run(ROOT / "train.py", *flags(homework, whole, *more), threads=threads)
+    assert status == 0, error
+    status, _, _ = run("-c", CUT.format("SIGKILL"), *flags(homework, cut, *more), threads=threads)
+    assert status == -signal.SIGKILL and len(columns(cut / "log.csv")) == 1
+    status, printed, error = run(ROOT / "train.py", "--resume", "--out", cut, threads=threads)
+    assert status == 0 and "resumed after epoch 1 and 0 steps" in printed, error
     assert columns(cut / "log.csv") == columns(whole / "log.csv")
+    assert (cut / "curves.png").exists()
     for name in ["ckpt.pt"] + ([] if "0" in more else ["best.pt"]):
         assert same_tree(plain_content(whole / name), plain_content(cut / name)), name
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
-def test_sigterm_stops_within_an_epoch_and_resuming_ends_the_same(tmp_path):
-    source = write_homework(tmp_path / "source", labelled=120)
+def test_sigterm_stops_within_an_epoch_and_resuming_ends_the_same(tmp_path, homework):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert start("train.py", *flags(source, whole), cwd=tmp_path).wait(300) == 0
-    process = start("train.py", *flags(source, cut), cwd=tmp_path)
-    while not (cut / "ckpt.pt").exists():
-        time.sleep(0.01)
-    time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 1
-    error = process.stderr.read()
-    assert "stopped by SIGTERM in epoch" in error and "Traceback" not in error
-    assert torch.load(cut / "ckpt.pt", weights_only=True)["resume"]["step"] > 0
-    assert start("train.py", "--resume", "--out", cut, cwd=tmp_path).wait(300) == 0
+    assert run(ROOT / "train.py", *flags(homework, whole))[0] == 0
+    status, _, error = run("-c", CUT.format("SIGTERM"), *flags(homework, cut))
+    assert status == 1 and error.count("\n") == 1
+    assert "stopped by SIGTERM in epoch 2 after step 1" in error and "--resume goes on" in error
+    assert 11 <= torch.load(cut / "ckpt.pt", weights_only=True)["resume"]["step"] <= 12
+    status, printed, _ = run(ROOT / "train.py", "--resume", "--out", cut)
+    assert status == 0 and "resumed after epoch 1 and 1" in printed
     assert same_tree(plain_content(whole / "ckpt.pt"), plain_content(cut / "ckpt.pt"))
 
 
@@ -204,13 +203,100 @@ def test_half_precision_keeps_weights_whole_and_resumes_with_its_loss_scale(
     tmp_path, homework, monkeypatch, precision
 ):
     monkeypatch.setattr(predict, "choose_precision", lambda device: precision)
-    out = tmp_path / "out"
-    train.main([*flags(homework, out), "--limit", "24", "--epochs", "2"])
-    checkpoint = torch.load(out / "ckpt.pt", weights_only=True)
-    assert str(precision).removeprefix("torch.") in checkpoint["computed_on"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    small = ["--limit", "24", "--epochs", "3"]
+    train.main([*flags(homework, whole), *small])
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "write_log", interrupt_in_epoch(2))
+        with pytest.raises(SystemExit):
+            train.main([*flags(homework, cut), *small])
+    assert torch.load(cut / "ckpt.pt", weights_only=True)["epoch"] == 1
+    train.main(["--resume", "--out", str(cut)])
+    checkpoint = plain_content(whole / "ckpt.pt")
+    assert same_tree(checkpoint, plain_content(cut / "ckpt.pt"))
+    assert str(precision).replace("torch.", "") in checkpoint["computed_on"]
     assert all(w.dtype in (torch.float32, torch.int64) for w in checkpoint["weights"].values())
-    assert ("scale" in checkpoint["resume"]["scaler"]) == (precision == torch.float16)
-    train.main(["--resume", "--out", str(out)])
+    scaled = precision == torch.float16
+    assert bool(checkpoint["resume"]["scaler"]) == scaled
+    assert not scaled or checkpoint["resume"]["scaler"]["_growth_tracker"] > 20
+
+
+def interrupt_in_epoch(number):
+    """A write_log that acts as Ctrl-C in the epoch of this number."""
+    write_log = train.write_log
+
+    def interrupted(run):
+        if run.epoch == number:
+            raise KeyboardInterrupt
+        write_log(run)
+
+    return interrupted
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "lambda", "cyclic"])
+def test_training_learns_and_the_log_says_at_which_rate(tmp_path, homework, monkeypatch, schedule):
+    seeds = []
+    manual_seed = torch.manual_seed
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: seeds.append(seed) or manual_seed(seed))
+    train.main([*flags(homework, tmp_path), "--schedule", schedule, "--epochs", "6"])
+    rows = columns(tmp_path / "log.csv")
+    steps = 24  # 48 pictures twice in batches of 4
+    at = {
+        "cosine": lambda step: 0.05 * (1 + math.cos(math.pi * step / (6 * steps))),
+        "lambda": lambda step: 0.1 * 0.95 ** (step // steps),
+        "cyclic": lambda step: 0.01 + 0.09 * step / 2000,
+    }[schedule]
+    expected = [at(epoch * steps - 1) for epoch in range(1, 7)]  # of each epoch's last step
+    assert [float(row["lr"]) for row in rows] == pytest.approx(expected, rel=1e-4)
+    assert float(rows[-1]["train_loss"]) < 0.8 * float(rows[0]["train_loss"])
+    assert float(rows[-1]["train_acc"]) > 0.6  # of three classes
+    assert len(set(seeds)) == len(seeds) == 6 * steps + 1  # dropout: another seed at every step
+
+
+def test_best_is_the_best_epoch_and_each_file_is_written_in_its_turn(
+    tmp_path, homework, monkeypatch
+):
+    right = iter([5, 8, 8, 2])  # of the twelve validation pictures, epoch by epoch
+
+    def answer(network, images, precision):
+        _, val = data.parts(data.load(homework), 0.2, seed=0)
+        truth = data.load(homework).labels[val]
+        wrong = torch.arange(12) >= next(right)
+        return F.one_hot((truth + wrong) % 3, 3).float() * 9
+
+    written = []
+    write_file = data.write_file
+    monkeypatch.setattr(predict, "logits", answer)
+    monkeypatch.setattr(
+        data, "write_file", lambda path, write: written.append(path.name) or write_file(path, write)
+    )
+    train.main(flags(homework, tmp_path))
+    assert torch.load(tmp_path / "best.pt", weights_only=True)["epoch"] == 2
+    assert torch.load(tmp_path / "ckpt.pt", weights_only=True)["epoch"] == 4
+    log = ["log.csv", "curves.png", "ckpt.pt"]
+    assert written == ["best.pt", *log, "best.pt", *log, *log, *log]
+
+
+def test_plateau_looks_at_the_validation_loss(tmp_path, homework, monkeypatch):
+    monkeypatch.setattr(predict, "logits", lambda network, images, precision: torch.zeros(12, 3))
+    train.main([*flags(homework, tmp_path), "--schedule", "plateau", "--epochs", "13"])
+    rows = columns(tmp_path / "log.csv")
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+    assert [float(row["lr"]) for row in rows] == pytest.approx([0.1] * 12 + [0.01])
+
+
+def test_resuming_elsewhere_says_so_and_cuts_the_log_back(trained, tmp_path, capsys, monkeypatch):
+    source, out = trained
+    log = (out / "log.csv").read_text()
+    for name in train.FILES:
+        (tmp_path / name).write_bytes((out / name).read_bytes())
+    (tmp_path / "log.csv").write_text(log + "3,0,0,0,0,0,0,0\n")
+    (tmp_path / "curves.png").unlink()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    monkeypatch.chdir(tmp_path)
+    train.main(["--resume", "--val", "0.2", "--size", "16"])  # the values in force
+    assert "77 threads, float32 from here: the last bits will differ" in capsys.readouterr().out
+    assert (tmp_path / "log.csv").read_text() == log and (tmp_path / "curves.png").exists()
 
 
 def refused(capsys, argv, *words, status=2):
@@ -236,9 +322,9 @@ def refused(capsys, argv, *words, status=2):
         (["--batch-size", "1"], "argument --batch-size: '1' should be a whole number, 2 or more"),
         (["--val", "1"], "argument --val: '1' should be at least 0 and below 1"),
         (["--val", "0.999"], "pictures are left to train on"),
-        (["--schedule", "cosin"], "argument --schedule: 'cosin' should be one of cosine, cyclic"),
+        (["--schedule", "cosin"], "argument --schedule: invalid choice: 'cosin' (choose from"),
         (["--size", "8"], "argument --size: '8' should be a whole number of pixels from 16"),
-        (["--recipe", "quik"], "argument --recipe: 'quik' should be one of report"),
+        (["--recipe", "quik"], "argument --recipe: invalid choice: 'quik'"),
         (["--resume"], "nothing to resume: there is no ckpt.pt in out"),
         (["--out", "file"], "--out file is a file"),
     ],
@@ -285,8 +371,7 @@ def test_every_file_can_be_imported_without_side_effects():
     code = (
         "import sys; sys.argv = ['x', '--nonsense']; import augment, data, models, predict, train"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert run("-c", code) == (0, "", "")
 
 
 def test_ticks_are_round_numbers_up_to_the_top():
