@@ -632,6 +632,13 @@ def seed_from(*numbers):
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
+def on_device(images, device):
+    """The pictures where the arithmetic is, if they take at most half of the memory free there."""
+    if device.type == "cuda" and images.nbytes * 2 < torch.cuda.mem_get_info(device)[0]:
+        return images.to(device)
+    return images
+
+
 class Batches:
     """The epochs of a training set that is a concatenation of copies, one pipeline a copy.
 

@@ -91,6 +91,15 @@ def autocast(device, precision):
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
+def computed_on(device, precision):
+    """'cpu, 2 threads, float32': what must be the same for a resumed run to give the same bits."""
+    kind = str(precision).replace("torch.", "")
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, {kind}"
+    threads = torch.get_num_threads()
+    return f"cpu, {threads} thread{'s' if threads > 1 else ''}, {kind}"
+
+
 # ---------------------------------------------------------------- inference
 
 

@@ -54,37 +54,29 @@ class RunFailed(Exception):
 
 def make_optimizer(network, args):
     """SGD with momentum, or Adam with torch's usual betas (report V4)."""
+    weights, decay = network.parameters(), args.weight_decay
     if args.optimizer == "adam":
-        return torch.optim.Adam(network.parameters(), args.lr, weight_decay=args.weight_decay)
-    return torch.optim.SGD(
-        network.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay
-    )
+        return torch.optim.Adam(weights, args.lr, weight_decay=decay)
+    return torch.optim.SGD(weights, args.lr, args.momentum, weight_decay=decay)
 
 
 # name: function of the optimizer, the arguments and the number of steps in an epoch.
 SCHEDULES = {
     # Half a cosine from lr to zero over the whole run, falling at every step (arXiv:1608.03983).
     "cosine": lambda optimizer, args, steps: lr_scheduler.CosineAnnealingLR(
-        optimizer, args.epochs * steps
-    ),
+        optimizer, args.epochs * steps),
     # lr/10 to lr and back, the report's 0.01 to 0.1 (B2). Half a cycle is 2,000 steps, and momentum
     # goes down by 0.1, to 0.8, and back: torch's defaults, our reading (arXiv:1506.01186).
     "cyclic": lambda optimizer, args, steps: lr_scheduler.CyclicLR(
-        optimizer,
-        args.lr / 10,
-        args.lr,
-        cycle_momentum=args.momentum > 0,
-        base_momentum=max(0.0, args.momentum - 0.1),
-        max_momentum=args.momentum,
-    ),
+        optimizer, args.lr / 10, args.lr, cycle_momentum=args.momentum > 0,
+        base_momentum=max(0.0, args.momentum - 0.1), max_momentum=args.momentum),
     # 0.95 of the rate after each epoch. The report doesn't give its lambda (B3): this one is ours.
     "lambda": lambda optimizer, args, steps: lr_scheduler.LambdaLR(
-        optimizer, lambda step: 0.95 ** (step // steps)
-    ),
+        optimizer, lambda step: 0.95 ** (step // steps)),
     # A tenth of the rate when the validation loss has not fallen for ten epochs: torch's defaults.
     "plateau": lambda optimizer, args, steps: lr_scheduler.ReduceLROnPlateau(optimizer),
     "constant": lambda optimizer, args, steps: lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
-}
+}  # fmt: skip
 
 
 # ---------------------------------------------------------------- the state of a run
@@ -116,16 +108,15 @@ class Run:
             data.require_same(dataset, checkpoint)
         train, val = data.parts(dataset, args.val, args.seed)
         if len(train) < 2:
-            raise ValueError(
-                f"{len(train)} pictures are left to train on: lower --val or raise --limit"
-            )
+            raise ValueError(f"only {len(train)} left to train on: lower --val or raise --limit")
         # What was left to the data is kept with the run, so that --resume may name it.
         args.size = dataset.images.shape[-1]
         args.val = 0.1 if args.val is None and dataset.is_val is None else args.val
         self.source, self.fingerprint = dataset.source, dataset.fingerprint
         self.classes, self.size = dataset.classes, dataset.images.shape[-1]
         self.mean, self.std = data.statistics(dataset.images, train)
-        images, labels = on_device(dataset.images, self.device), dataset.labels.to(self.device)
+        images = data.on_device(dataset.images, self.device)
+        labels = dataset.labels.to(self.device)
         self.val_images, self.val_labels = images[val.to(images.device)], labels[val]
         self.batches = data.Batches(
             images, labels, train, pipelines, args.batch_size, args.seed, self.device
@@ -144,9 +135,8 @@ class Run:
         self.network = network.to(self.device, memory_format=layout)
         self.optimizer = make_optimizer(self.network, args)
         self.schedule = SCHEDULES[args.schedule](self.optimizer, args, len(self.batches))
-        self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=self.precision == torch.float16
-        )
+        scaled = self.precision == torch.float16  # whose smallest gradients would vanish
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
 
     def no_totals(self):
         """Sums over an epoch: of the loss, of right answers, of pictures; read once an epoch."""
@@ -174,7 +164,7 @@ class Run:
                 "torch": str(torch.__version__),
                 "torchvision": str(torchvision.__version__),
             },
-            "computed_on": computed_on(self.device, self.precision),
+            "computed_on": predict.computed_on(self.device, self.precision),
             "resume": {
                 "step": self.step,
                 "totals": self.totals,
@@ -188,7 +178,7 @@ class Run:
         """Take over the weights and all else that changes while training."""
         if "resume" not in checkpoint:
             raise ValueError("this checkpoint can't be resumed from (best.pt holds weights alone)")
-        then, now = checkpoint["computed_on"], computed_on(self.device, self.precision)
+        then, now = checkpoint["computed_on"], predict.computed_on(self.device, self.precision)
         if then != now:
             print(f"computed on {then} until now and on {now} from here: the last bits will differ")
         resume = checkpoint["resume"]
@@ -201,26 +191,10 @@ class Run:
         self.rows = checkpoint["log"]
 
 
-def on_device(images, device):
-    """The pictures where the arithmetic is, if they take at most half of the memory free there."""
-    if device.type == "cuda" and images.nbytes * 2 < torch.cuda.mem_get_info(device)[0]:
-        return images.to(device)
-    return images
-
-
 def plain(state):
     """A schedule's state without its functions, which load_checkpoint would refuse to read."""
     kinds = (int, float, str, bool, list, type(None))
     return {key: value for key, value in state.items() if isinstance(value, kinds)}
-
-
-def computed_on(device, precision):
-    """'cpu, 2 threads, float32': what must be the same for a resumed run to give the same bits."""
-    kind = str(precision).replace("torch.", "")
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, {kind}"
-    threads = torch.get_num_threads()
-    return f"cpu, {threads} thread{'s' if threads > 1 else ''}, {kind}"
 
 
 def best_row(rows):
@@ -327,8 +301,7 @@ def draw_curves(rows, title):
     legend = [(f"training {rows[-1]['train_acc']:.4f}", TRAIN_COLOUR)]
     if best:
         legend.append((f"validation {rows[-1]['val_acc']:.4f}", VAL_COLOUR))
-        note = f"o best: {best['val_acc']:.4f} at epoch {best['epoch']}"
-        legend.append((note, VAL_COLOUR))
+        legend.append((f"o best: {best['val_acc']:.4f} at epoch {best['epoch']}", VAL_COLOUR))
     x = 636 * SCALE
     for text, colour in legend:
         draw.text((x, 44 * SCALE), text, colour, font)
@@ -594,7 +567,7 @@ def print_start(run):
         f"train on, {val:,} for validation\n"
         f"mix: {mix}: {run.batches.total:,} pictures an epoch in {len(run.batches):,} steps\n"
         f"model: {run.args.model}, {count:,} parameters\n"
-        f"computed on: {computed_on(run.device, run.precision)}"
+        f"computed on: {predict.computed_on(run.device, run.precision)}"
     )
     if run.epoch or run.step:
         print(f"resumed after epoch {run.epoch} and {run.step} steps")

@@ -321,7 +321,7 @@ def refused(capsys, argv, *words, status=2):
         (["--epochs", "2.5"], "argument --epochs: '2.5' should be a whole number, 1 or more"),
         (["--batch-size", "1"], "argument --batch-size: '1' should be a whole number, 2 or more"),
         (["--val", "1"], "argument --val: '1' should be at least 0 and below 1"),
-        (["--val", "0.999"], "pictures are left to train on"),
+        (["--val", "0.999"], "left to train on: lower --val"),
         (["--schedule", "cosin"], "argument --schedule: invalid choice: 'cosin' (choose from"),
         (["--size", "8"], "argument --size: '8' should be a whole number of pixels from 16"),
         (["--recipe", "quik"], "argument --recipe: invalid choice: 'quik'"),
