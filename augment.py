@@ -143,6 +143,8 @@ def draw_sheet(images, pipelines, seed=0):
 
 
 def parse_args(argv=None):
+    import data
+
     parser = argparse.ArgumentParser(
         prog="augment.py",
         usage=argparse.SUPPRESS,
@@ -154,9 +156,7 @@ def parse_args(argv=None):
     )
     parser.add_argument("--data", metavar="PATH", help="where pictures come from, as in train.py")
     parser.add_argument("--out", metavar="FILE", default="augment.png", help="default: augment.png")
-    if argv is None and "ipykernel" in sys.modules:
-        argv = []  # what stands in sys.argv then is the kernel's
-    return parser.parse_args(argv)
+    return data.parse_flags(parser, argv)
 
 
 def main(argv=None):

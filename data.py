@@ -10,6 +10,7 @@ processes and nothing happens to a picture one at a time after that.
 """
 
 import csv
+import difflib
 import gzip
 import hashlib
 import io
@@ -33,7 +34,6 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
 CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # torchvision's folders
-OURS = {"curves.png", "mistakes.png", "augment.png"}  # drawn by this project, never data
 SMALLEST, LARGEST = 16, 512  # sides in pixels: below, no network fits; above, it isn't small
 
 
@@ -116,7 +116,8 @@ def load(source=None, size=None, limit=None, labelled=True, test=True):
             f"{len(dataset.left_out)} pictures are in no class folder: {listed(dataset.left_out)}"
         )
     if limit is not None and limit < len(dataset.labels):
-        own = dataset.labels if dataset.is_val is None else dataset.labels * 2 + dataset.is_val
+        own = dataset.labels  # each class in proportion, and in each part that the source brings
+        own = own if dataset.is_val is None else own + dataset.is_val * len(dataset.classes)
         dataset = dataset.take(stratified(own, limit, seed=0).nonzero().flatten())
     if dataset.files:
         size = size or common_side(files.read, dataset.files)
@@ -176,11 +177,13 @@ class Files:
         self.path = Path(path)
         self.contents = None
         if self.path.is_dir():
-            found = [
-                (Path(folder) / name).relative_to(self.path).as_posix()
-                for folder, _, names in os.walk(self.path, followlinks=True)
-                for name in names
-            ]
+            found, seen = [], set()
+            for folder, folders, names in os.walk(self.path, followlinks=True):
+                if os.path.realpath(folder) in seen:  # links can lead round in a circle
+                    folders.clear()
+                    continue
+                seen.add(os.path.realpath(folder))
+                found += [Path(folder, name).relative_to(self.path).as_posix() for name in names]
         elif not self.path.exists():
             raise FileNotFoundError(
                 f"there is no {path}: --data takes a folder, an archive, {', '.join(CIFAR)} or demo"
@@ -194,7 +197,10 @@ class Files:
                 found = self.open_archive()
             except Exception as error:  # whatever a damaged archive makes its reader raise
                 raise ValueError(f"{path} can't be read as an archive: {error}") from error
-        self.names = sorted((name for name in found if is_wanted(name)), key=natural)
+        runs = {str(PurePosixPath(name).parent) for name in found if name.endswith("log.csv")}
+        wanted = {name for name in found if is_wanted(name)}  # a set: a zip can name a file twice
+        ours = {name for name in wanted if str(PurePosixPath(name).parent) in runs}
+        self.names = sorted(wanted - {name for name in ours if is_picture(name)}, key=natural)
 
     def open_archive(self):
         if self.path.name.lower().endswith(".zip"):
@@ -236,9 +242,8 @@ class Files:
 def is_wanted(name):
     """Pictures and tables, but nothing hidden, absolute or reaching out of its folder."""
     path = PurePosixPath(name)
-    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
-    kept = path.suffix.lower() in PICTURES | {".csv"} and path.name not in OURS
-    return kept and not hidden and not path.is_absolute()
+    hidden = any(re.match(r"\.|__MACOSX|earlier-\d+$", part) for part in path.parts)
+    return not (hidden or path.is_absolute()) and path.suffix.lower() in PICTURES | {".csv"}
 
 
 def is_picture(name):
@@ -569,8 +574,10 @@ def stratified(labels, count, seed):
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(len(labels), generator=generator)
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
-    i = torch.arange(len(labels))
-    evenly = (i + 1) * count // len(labels) > i * count // len(labels)
+    # Every so many of the list, from a drawn place on: no class is favoured where shares round.
+    n = max(1, len(labels))
+    i = torch.arange(len(labels)) * count + torch.randint(n, (), generator=generator)
+    evenly = (i + count) // n > i // n
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     chosen[by_class] = evenly
     return chosen
@@ -615,14 +622,14 @@ def require_same(dataset, checkpoint):
 def statistics(images, indices):
     """(mean, std): a float a channel over all pixels of these pictures, in units of [0, 1].
 
-    The sums are exact, so that the order and the number of threads make no difference: those of
-    a row in float32 (255² times the side is below 2²⁴ up to 258 px), the rest in float64.
+    Counted by value, exactly, so that the order and the number of threads make no difference.
     """
-    total = torch.zeros(2, 3, dtype=torch.float64)
+    counts = torch.zeros(3, 256, dtype=torch.int64)
     for chunk in indices.split(1024):
-        x = images[chunk].float()
-        total += torch.stack([x.sum(3), x.square().sum(3)]).double().sum((1, 3))
-    mean, square = total / (len(indices) * images.shape[2] * images.shape[3])
+        channels = images[chunk].unbind(1)
+        counts += torch.stack([x.flatten().bincount(minlength=256) for x in channels])
+    share, value = counts.double() / counts[0].sum(), torch.arange(256, dtype=torch.float64)
+    mean, square = share @ value, share @ value**2
     std = (square - mean**2).sqrt().clamp(min=1)  # a channel of one value would divide by zero
     return (mean / 255).tolist(), (std / 255).tolist()
 
@@ -636,7 +643,7 @@ def on_device(images, device):
     """The pictures where the arithmetic is, if they take at most half of the memory free there."""
     if device.type == "cuda" and images.nbytes * 2 < torch.cuda.mem_get_info(device)[0]:
         return images.to(device)
-    return images
+    return images.pin_memory() if device.type == "cuda" else images
 
 
 class Batches:
@@ -680,6 +687,21 @@ class Batches:
 
 
 # ---------------------------------------------------------------- what is said and written
+
+
+def parse_flags(parser, argv):
+    """parser.parse_args, with a hint at a misspelt flag and without what Jupyter adds to argv."""
+    if argv is None:
+        argv = sys.argv[1:]
+        if "ipykernel" in sys.modules:  # it brings -f .../kernel-1234.json
+            argv = [x for x in argv if x != "-f" and not (x.endswith(".json") and "kernel" in x)]
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flags = re.findall(r"--[a-z-]+", parser.format_help())
+        close = difflib.get_close_matches(unknown[0].split("=")[0], flags, 1)
+        hint = f"did you mean {close[0]}?" if close else "--help lists them all"
+        parser.error(f"unknown argument {unknown[0]}: {hint}")
+    return args
 
 
 def listed(items, most=5):

@@ -214,6 +214,8 @@ def parse(spec):
         if not equals:
             raise ValueError(f"option {item!r} in --model {spec} should read option=value")
         options[option.strip()] = parse_value(text.strip())
+    with torch.device("meta"):  # no memory, no random numbers: just to see that the values fit
+        build_model(name, 2, **checked_options(name, options))
     return name, checked_options(name, options)
 
 
@@ -258,12 +260,15 @@ def load_checkpoint(path, device="cpu"):
             f"{path} is not a checkpoint: not a file that torch.save wrote, or cut short"
         )
     try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} is damaged")
         checkpoint = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file makes torch raise
         reason = "it holds code" if "weights_only" in str(error) else "it can't be read"
         raise ValueError(f"{path} is not a checkpoint of train.py: {reason}") from error
     missing = [key for key in FIELDS if not isinstance(checkpoint, dict) or key not in checkpoint]
-    if missing or checkpoint["format"] != 1:
+    if missing or checkpoint["format"] != 1:  # the only one so far
         lacks = f"it has no {', '.join(missing)}" if missing else "its format is not 1"
         raise ValueError(f"{path} is not a checkpoint of this train.py: {lacks}")
     try:
@@ -273,6 +278,8 @@ def load_checkpoint(path, device="cpu"):
                 **checkpoint["options"],
             )
         network.load_state_dict(checkpoint["weights"])
+        if len(checkpoint["classes"]) != checkpoint["num_classes"]:
+            raise ValueError("it has another number of classes than of class names")
     except (TypeError, AttributeError, RuntimeError, ValueError) as error:
         first_line = str(error).splitlines()[0]
         raise ValueError(f"{path} holds no network of models.py: {first_line}") from error

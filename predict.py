@@ -11,9 +11,7 @@ The choice of device and precision stands here too, since training and inference
 
 import argparse
 import csv
-import difflib
 import io
-import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -162,7 +160,8 @@ def write_table(path, header, rows):
     """A CSV file with \\n line ends, written whole or not at all."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    data.write_file(path, lambda file: file.write(text.getvalue().encode()))
+    content = text.getvalue().encode("utf-8", "surrogateescape")  # a name need not be UTF-8
+    data.write_file(path, lambda file: file.write(content))
 
 
 def submit(networks, checkpoint, args):
@@ -185,6 +184,7 @@ def submit(networks, checkpoint, args):
         images, ids, columns = dataset.test_images, dataset.test_ids, dataset.columns
     elif source:
         images, ids = data.load_pictures(source, size)
+        print(f"{source} has no test part: all its {len(ids):,} pictures are answered")
     else:
         raise ValueError(
             f"{checkpoint['source']} has no test pictures to answer: --score answers labelled ones "
@@ -293,21 +293,6 @@ def draw_mistakes(images, labels, ids, probabilities, chosen, classes):
 # ---------------------------------------------------------------- command line
 
 
-def parse_flags(parser, argv):
-    """parser.parse_args, with a hint at a misspelt flag and without what Jupyter adds to argv."""
-    if argv is None:
-        argv = sys.argv[1:]
-        if "ipykernel" in sys.modules:  # it brings -f .../kernel-1234.json
-            argv = [x for x in argv if x != "-f" and not (x.endswith(".json") and "kernel" in x)]
-    args, unknown = parser.parse_known_args(argv)
-    if unknown:
-        flags = re.findall(r"--[a-z-]+", parser.format_help())
-        close = difflib.get_close_matches(unknown[0].split("=")[0], flags, 1)
-        hint = f"did you mean {close[0]}?" if close else "--help lists them all"
-        parser.error(f"unknown argument {unknown[0]}: {hint}")
-    return args
-
-
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         prog="predict.py",
@@ -340,13 +325,15 @@ def parse_args(argv=None):
         help="answer the labelled pictures that training did not see: accuracy, classes, "
         "confusions, and a sheet of the surest mistakes (mistakes.png)",
     )
-    return parse_flags(parser, argv)
+    return data.parse_flags(parser, argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
     try:
         data.check_out(args.out or "submission.csv")
+        if args.out in args.checkpoints or Path(args.out or "").suffix in (".pt", ".png"):
+            raise ValueError(f"--out {args.out} should be a table: name it .csv")
         device = choose_device()
         loaded = [models.load_checkpoint(path, device) for path in args.checkpoints]
         networks, checkpoints = zip(*loaded)

@@ -8,7 +8,8 @@ the curves, the command line. In --out (default: here) it leaves ckpt.pt (to pre
 resume from), best.pt (the best validation epoch), log.csv and curves.png.
 
 Everything random is a function of (seed, epoch, step), so a resumed run ends with the very bits
-that an unbroken one would have, given the same kind of device and number of threads.
+that an unbroken one would have, given the same CPU, torch and number of threads (on a GPU, cuDNN's
+choice of algorithms decides).
 """
 
 import argparse
@@ -113,7 +114,7 @@ class Run:
         args.size = dataset.images.shape[-1]
         args.val = 0.1 if args.val is None and dataset.is_val is None else args.val
         self.source, self.fingerprint = dataset.source, dataset.fingerprint
-        self.classes, self.size = dataset.classes, dataset.images.shape[-1]
+        self.classes, self.size = dataset.classes, args.size
         self.mean, self.std = data.statistics(dataset.images, train)
         images = data.on_device(dataset.images, self.device)
         labels = dataset.labels.to(self.device)
@@ -464,14 +465,12 @@ def at_least(low):
     return number(int, f"a whole number, {low} or more", lambda x: x >= low)
 
 
-RATE = number(float, "a number above 0", lambda x: 0 < x < math.inf)
+RATE = number(float, "a number above 0", lambda x: 0 < x < 1e38)  # float32 ends there
 SHARE = number(float, "at least 0 and below 1", lambda x: 0 <= x < 1)
 DECAY = number(float, "a number, 0 or more", lambda x: 0 <= x < math.inf)
-SIDE = number(
-    int,
-    f"a whole number of pixels from {data.SMALLEST} to {data.LARGEST}",
-    lambda x: data.SMALLEST <= x <= data.LARGEST,
-)
+SEED = number(int, "a whole number from 0 to 2**63 - 1", lambda x: 0 <= x < 2**63)
+SIDE = number(int, f"a whole number of pixels from {data.SMALLEST} to {data.LARGEST}",
+              lambda x: data.SMALLEST <= x <= data.LARGEST)  # fmt: skip
 
 # Group, flag, what its value is called, its type or choices, the report's section on it, help.
 FLAGS = [
@@ -496,7 +495,7 @@ FLAGS = [
     ("run", "--recipe", "NAME", list(RECIPES), "", f"a row of defaults: {', '.join(RECIPES)} "
      "(default: report)"),
     ("run", "--out", "DIR", str, "", "where the files go (default: here)"),
-    ("run", "--seed", "N", at_least(0), "", "of the split, the weights and all that is drawn "
+    ("run", "--seed", "N", SEED, "", "of the split, the weights and all that is drawn "
      "(default: 0)"),
 ]  # fmt: skip
 
@@ -519,7 +518,7 @@ def parse_args(argv=None):
     groups["run"].add_argument(
         "--resume", action="store_true", help="go on with the ckpt.pt in --out, with its flags"
     )
-    args = predict.parse_flags(parser, argv)
+    args = data.parse_flags(parser, argv)
     given = {name: value for name, value in vars(args).items() if value is not None}
     defaults = {"out": ".", "seed": 0, **RECIPES[args.recipe or "report"]}
     return argparse.Namespace(**{**vars(args), **defaults, **given}, given=given)

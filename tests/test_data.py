@@ -205,7 +205,9 @@ def test_what_lies_beside_the_data_is_left_alone(homework, tmp_path, capsys):
     assert "3 pictures are in no class folder: dog/more/8.png" in capsys.readouterr().out
     shutil.copy(pets / "cat" / "8.png", pets / "thumb.png")
     (pets / "earlier-1").mkdir()
-    for name in ("curves.png", "earlier-1/curves.png", "earlier-1/mistakes.png"):  # a run's own
+    (pets / "run").mkdir()
+    (pets / "run" / "log.csv").write_text("epoch\n")
+    for name in ("curves.png", "earlier-1/augment.png", "run/curves.png"):  # a run's own
         shutil.copy(pets / "cat" / "8.png", pets / name)
     after = data.load(pets)
     assert (after.ids, after.classes) == (before.ids, ["cat", "dog"])
@@ -302,6 +304,30 @@ def test_a_split_is_stratified_disjoint_and_everything(fraction):
         assert abs((labels[val] == k).sum() - fraction * (labels == k).sum()) <= 1
     again, other = data.split(labels, fraction, seed=4)[1], data.split(labels, fraction, seed=5)[1]
     assert torch.equal(val, again) and (fraction == 0 or not torch.equal(val, other))
+
+
+def test_no_class_is_always_or_never_in_validation():
+    lone = torch.tensor([0] * 20 + [1])
+    chosen = [20 in data.split(lone, 0.1, seed)[1] for seed in range(60)]
+    assert 0 < sum(chosen) < 30
+    labels = torch.arange(100).repeat(2)
+    validated = set().union(*(labels[data.split(labels, 0.1, s)[1]].tolist() for s in range(60)))
+    assert len(validated) == 100
+    demo = data.load("demo", limit=10)
+    assert min(map(len, data.parts(demo, None, 0))) > 0
+
+
+def test_a_name_twice_in_a_zip_is_one_picture(homework, tmp_path):
+    path = pack(homework, tmp_path / "x.zip")
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.write(homework / "test" / "test_00000.png", "homework/test/test_00000.png")
+    assert data.load(path).test_ids == data.load(homework).test_ids
+
+
+def test_links_that_lead_in_a_circle_end(homework):
+    (homework / "trainval" / "a").symlink_to(homework, target_is_directory=True)
+    (homework / "trainval" / "b").symlink_to(homework, target_is_directory=True)
+    assert len(data.load(homework).ids) == 60
 
 
 def test_statistics_are_those_of_the_chosen_pictures():

@@ -160,6 +160,7 @@ class Hostile:
 def test_a_checkpoint_that_is_none_or_holds_code_is_refused(tmp_path, capfd):
     good = dict.fromkeys(models.FIELDS, "unused here")
     good.update(format=1, model="v14", options={"width": 8}, num_classes=3, mean=[0.0] * 3)
+    good.update(classes=["a", "b", "c"])
     good.update(std=[1.0] * 3, weights=models.build_model("v14", 3, width=8).state_dict())
     cases = {
         "code": {**good, "extra": Hostile()},
@@ -169,6 +170,7 @@ def test_a_checkpoint_that_is_none_or_holds_code_is_refused(tmp_path, capfd):
         "wrong model": {**good, "model": "v99"},
         "wrong option": {**good, "options": {"width": 10**9}},
         "wrong shapes": {**good, "options": {"width": 16}},
+        "too few names": {**good, "classes": ["a"]},
         "a list": [good],
     }
     path = tmp_path / "x.pt"
