@@ -197,10 +197,15 @@ class Files:
                 found = self.open_archive()
             except Exception as error:  # whatever a damaged archive makes its reader raise
                 raise ValueError(f"{path} can't be read as an archive: {error}") from error
-        runs = {str(PurePosixPath(name).parent) for name in found if name.endswith("log.csv")}
-        wanted = {name for name in found if is_wanted(name)}  # a set: a zip can name a file twice
-        ours = {name for name in wanted if str(PurePosixPath(name).parent) in runs}
-        self.names = sorted(wanted - {name for name in ours if is_picture(name)}, key=natural)
+        # A run's folder, told by its log, holds pictures that are no data. A set, since a zip can
+        # name a file twice.
+        runs = {PurePosixPath(name).parent for name in found if f"/{name}".endswith("/log.csv")}
+        wanted = {
+            name
+            for name in found
+            if is_wanted(name) and not (is_picture(name) and PurePosixPath(name).parent in runs)
+        }
+        self.names = sorted(wanted, key=natural)
 
     def open_archive(self):
         if self.path.name.lower().endswith(".zip"):

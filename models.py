@@ -214,9 +214,10 @@ def parse(spec):
         if not equals:
             raise ValueError(f"option {item!r} in --model {spec} should read option=value")
         options[option.strip()] = parse_value(text.strip())
+    options = checked_options(name, options)
     with torch.device("meta"):  # no memory, no random numbers: just to see that the values fit
-        build_model(name, 2, **checked_options(name, options))
-    return name, checked_options(name, options)
+        build_model(name, 2, **options)
+    return name, options
 
 
 def parse_value(text):
