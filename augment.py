@@ -12,10 +12,12 @@ A pipeline works on a whole batch on its own device and draws for each picture o
 
 import argparse
 import difflib
+import math
 import sys
 from typing import Callable, NamedTuple, Optional
 
 import torch
+import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as tv
 
 REPORT_MIX = "clean+hflip:0.5,vflip:0.5,gray:0.1"
@@ -27,6 +29,11 @@ class Augmentation(NamedTuple):
     apply: Callable
     probability: float  # by default; torchvision's
     strength: Optional[float] = None  # by default; None: it takes none
+    highest: float = math.inf  # strength; the lowest is 0
+    meaning: str = ""  # of the strength
+
+
+# ---------------------------------------------------------------- colours and flips
 
 
 def hflip(images, generator, strength):
@@ -44,11 +51,164 @@ def gray(images, generator, strength):
     return tv.rgb_to_grayscale(images, num_output_channels=3)
 
 
-# A new augmentation is one function above and one line here.
+def invert(images, generator, strength):
+    """The negative."""
+    return 1 - images
+
+
+def equalize(images, generator, strength):
+    """Each channel's 256 values spread until its histogram is flat (Pillow's ImageOps.equalize)."""
+    return tv.equalize(images)
+
+
+# ---------------------------------------------------------------- geometry
+# Each draws its parameters for all pictures at once, as torchvision's transform of the same name
+# draws them for one, and says for every pixel of the result where in the picture it comes from.
+
+
+def warp(images, x, y):
+    """Each picture at its own coordinates x, y in pixels, [B, H, W]: bilinear, black outside."""
+    height, width = images.shape[-2:]
+    grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
+    return F.grid_sample(images, grid, align_corners=False).clamp_(0, 1)
+
+
+def pixels(images):
+    """The coordinates x [1, 1, W] and y [1, H, 1] of a picture's pixels."""
+    y, x = (torch.arange(side, device=images.device).float() for side in images.shape[-2:])
+    return x.view(1, 1, -1), y.view(1, -1, 1)
+
+
+def uniform(low, high, shape, images, generator):
+    """Random numbers on the device of the images."""
+    return low + (high - low) * torch.rand(shape, generator=generator, device=images.device)
+
+
+def elastic(images, generator, strength):
+    """See-through water: a random field of displacements, blurred (Simard et al. 2003)."""
+    x, y = pixels(images)
+    shift_x, shift_y = draw_displacements(images, generator, strength)
+    return warp(images, x + shift_x, y + shift_y)
+
+
+def draw_displacements(images, generator, alpha, sigma=5.0):
+    """[2, B, H, W] in pixels along x and y: noise in -1 to 1, blurred by sigma, times alpha / 2."""
+    (count, _, height, width), device = images.shape, images.device
+    noise = uniform(-1, 1, (2, count, height, width), images, generator)
+    blurred = blur(height, sigma, device) @ noise @ blur(width, sigma, device).T
+    blurred[0] *= alpha / height * width / 2
+    blurred[1] *= alpha / width * height / 2
+    return blurred
+
+
+def blur(side, sigma, device):
+    """Gaussian blur along one side as a matrix [side, side]; the edge reflects, as often as the
+    window of 8 sigma asks for (torchvision's padding can't reflect twice, as 16 pixels need).
+    """
+    offsets = torch.arange(-int(4 * sigma), int(4 * sigma) + 1, device=device)
+    weights = torch.softmax(-(offsets**2) / (2 * sigma**2), dim=0)
+    period = max(1, 2 * (side - 1))
+    source = (torch.arange(side, device=device)[:, None] + offsets) % period
+    source = torch.minimum(source, period - source)
+    return torch.zeros(side, side, device=device).scatter_add_(1, source, weights.expand(side, -1))
+
+
+def perspective(images, generator, strength):
+    """Seen from the side: each corner moves inwards by a random part of half the picture."""
+    return warp_perspective(images, draw_corners(images, generator, strength))
+
+
+def draw_corners(images, generator, distortion):
+    """[B, 4, 2]: where the corners go, clockwise from top left, in whole pixels (x, y)."""
+    height, width = images.shape[-2:]
+    corners = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1]], device=images.device)
+    furthest = [int(distortion * (side // 2)) + 1 for side in (width, height)]
+    furthest = torch.tensor(furthest, device=images.device)
+    moved = (uniform(0, 1, (len(images), 4, 2), images, generator) * furthest).floor()
+    last = torch.tensor([width - 1, height - 1], device=images.device)
+    return torch.where(corners == 1, last - moved, moved)
+
+
+def warp_perspective(images, corners):
+    """Pictures whose corners come to lie at `corners` [B, 4, 2]."""
+    height, width = images.shape[-2:]
+    x, y = corners.double().unbind(-1)  # of the result: [B, 4]
+    u = x.new_tensor([0, width - 1, width - 1, 0]).expand_as(x)  # of the picture
+    v = x.new_tensor([0, 0, height - 1, height - 1]).expand_as(x)
+    # u = (a x + b y + c) / (g x + h y + 1) and v = (d x + e y + f) / (g x + h y + 1) at the four
+    # corners: eight linear equations for the eight coefficients.
+    one, zero = torch.ones_like(x), torch.zeros_like(x)
+    for_u = torch.stack([x, y, one, zero, zero, zero, -u * x, -u * y], dim=-1)
+    for_v = torch.stack([zero, zero, zero, x, y, one, -v * x, -v * y], dim=-1)
+    system = torch.cat([for_u, for_v], dim=1)
+    solution, _ = torch.linalg.solve_ex(system, torch.cat([u, v], dim=1))  # _ex: waits for no GPU
+    a, b, c, d, e, f, g, h = solution.float().T[:, :, None, None]
+    x, y = pixels(images)
+    x, y = x + 0.5, y + 0.5  # torchvision takes the corners' numbers as places between pixels
+    depth = g * x + h * y + 1
+    return warp(images, (a * x + b * y + c) / depth - 0.5, (d * x + e * y + f) / depth - 0.5)
+
+
+def rotate(images, generator, strength):
+    """By up to so many degrees either way, about the centre."""
+    return warp_rotated(images, uniform(-strength, strength, len(images), images, generator))
+
+
+def warp_rotated(images, degrees):
+    """Pictures turned anticlockwise by `degrees` [B]."""
+    height, width = images.shape[-2:]
+    x, y = pixels(images)
+    x, y = x - (width - 1) / 2, y - (height - 1) / 2
+    angle = torch.deg2rad(degrees).view(-1, 1, 1)
+    cos, sin = angle.cos(), angle.sin()
+    return warp(images, cos * x - sin * y + (width - 1) / 2, sin * x + cos * y + (height - 1) / 2)
+
+
+def resizedcrop(images, generator, strength):
+    """A part of the picture, of at least this share of its area, enlarged to the whole."""
+    return warp_crops(images, *draw_crops(images, generator, strength))
+
+
+def draw_crops(images, generator, least):
+    """left, top, width, height, each [B] in whole pixels: area between `least` and all of it, the
+    sides' ratio between 3/4 and 4/3; ten tries as in torchvision, then all that the ratio allows.
+    """
+    (count, _, height, width), tries = images.shape, (10, len(images))
+    area = uniform(least, 1, tries, images, generator) * height * width
+    ratio = uniform(math.log(3 / 4), math.log(4 / 3), tries, images, generator).exp()
+    w, h = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    first = fits.int().argmax(0, keepdim=True)  # the first that fits
+    fits = fits.any(0)
+    w = torch.where(fits, w.gather(0, first)[0], min(width, round(height * 4 / 3)))
+    h = torch.where(fits, h.gather(0, first)[0], min(height, round(width * 4 / 3)))
+    left = (uniform(0, 1, count, images, generator) * (width - w + 1)).floor()
+    top = (uniform(0, 1, count, images, generator) * (height - h + 1)).floor()
+    return left, top, w, h
+
+
+def warp_crops(images, left, top, width, height):
+    """Crops [B] in pixels, enlarged; what lies outside a crop doesn't shine into it."""
+    left, top, width, height = (t.view(-1, 1, 1) for t in (left, top, width, height))
+    x, y = pixels(images)
+    x = ((x + 0.5) * width / images.shape[-1] - 0.5).clamp_min(0).minimum(width - 1)
+    y = ((y + 0.5) * height / images.shape[-2] - 0.5).clamp_min(0).minimum(height - 1)
+    x, y = torch.broadcast_tensors(left + x, top + y)
+    return warp(images, x, y)
+
+
+# A new augmentation is one function above and one line here. Probabilities and strengths are
+# torchvision's; it has none for the rotation, nor does the report: 15 degrees are ours.
 AUGMENTATIONS = {
     "hflip": Augmentation(hflip, 0.5),
     "vflip": Augmentation(vflip, 0.5),
     "gray": Augmentation(gray, 0.1),
+    "invert": Augmentation(invert, 0.5),
+    "equalize": Augmentation(equalize, 0.5),
+    "elastic": Augmentation(elastic, 1.0, 50.0, 1000, "displacement"),
+    "perspective": Augmentation(perspective, 0.5, 0.5, 1, "distortion"),
+    "rotate": Augmentation(rotate, 1.0, 15.0, 180, "degrees"),
+    "resizedcrop": Augmentation(resizedcrop, 1.0, 0.08, 1, "least share of the area"),
 }
 
 
@@ -119,6 +279,10 @@ def parse_step(text):
         raise ValueError(f"{text!r} should read name, name:0.5, name=15 or name=15:0.5") from None
     if not 0 <= step.probability <= 1:
         raise ValueError(f"the probability in {text!r} should be between 0 and 1")
+    if equals and not 0 <= step.strength <= default.highest:
+        raise ValueError(
+            f"the {default.meaning} in {text!r} should be between 0 and {default.highest}"
+        )
     return step
 
 

@@ -105,6 +105,150 @@ class ResNet18(Network):
         return self.fc(x.mean((2, 3)))
 
 
+class V2(Network):
+    """The report's first own network: a part of ResNet with AlexNet's classifier (ledger V1).
+
+    The report says of v2 to v13: v2 takes convolution, batch norm and ReLU from ResNet and the
+    classifier with dropout from AlexNet, since plain ResNet overfitted at once; up to v7 more
+    layers, other parameters, then a skip connection; up to v9 everything played with, careful
+    initialisation among it; up to v13 more play with layers. It names nothing else: each change
+    below is of the kind it names, and every number is our reading.
+
+    Here: ResNet-18's stem, two stages of one 3x3 convolution, and a classifier of two hidden layers
+    as in AlexNet (Krizhevsky et al. 2012), with 1024 units instead of 4096.
+    """
+
+    stem_kernel, max_pool = 7, True
+    widths = (64, 128)  # channels of the stages; each but the first halves the resolution
+    hidden = (1024, 1024)  # units of the classifier's hidden layers
+    dropout = 0.5  # before each of them
+
+    def __init__(self, num_classes):
+        super().__init__()
+        kernel, first = self.stem_kernel, self.widths[0]
+        self.conv1 = nn.Conv2d(3, first, kernel, stride=2, padding=kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if self.max_pool else nn.Identity()
+        self.stages = nn.Sequential(
+            *(
+                self.stage(before, after, 1 if before == after else 2)
+                for before, after in zip([first, *self.widths], self.widths)
+            )
+        )
+        layers, units = [nn.AdaptiveAvgPool2d(2), nn.Flatten()], 4 * self.widths[-1]
+        for hidden in self.hidden:
+            layers += [nn.Dropout(self.dropout), nn.Linear(units, hidden), nn.ReLU()]
+            units = hidden
+        self.classifier = nn.Sequential(*layers, nn.Linear(units, num_classes))
+
+    def stage(self, in_channels, channels, stride):
+        return convolution(in_channels, channels, stride)
+
+    def forward(self, x):
+        x = F.relu(self.bn1(self.conv1(self.normalise(x))))  # [B, 64, 20, 20] at 40 px
+        return self.classifier(self.stages(self.maxpool(x)))
+
+
+def convolution(in_channels, channels, stride=1):
+    """ResNet's triple: 3x3 convolution, batch norm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+    )
+
+
+class V3(V2):
+    """More layers: a third stage."""
+
+    widths = (64, 128, 256)
+
+
+class V4(V3):
+    """More layers: a second convolution in each stage."""
+
+    def stage(self, in_channels, channels, stride):
+        return nn.Sequential(
+            convolution(in_channels, channels, stride), convolution(channels, channels)
+        )
+
+
+class V5(V4):
+    """Other parameters: a 3x3 stem, since 7x7 is a sixth of a 40x40 picture's side."""
+
+    stem_kernel = 3
+
+
+class V6(V5):
+    """Other parameters: half the dropout."""
+
+    dropout = 0.25
+
+
+class Skip(nn.Module):
+    """x + f(x)"""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return x + self.function(x)
+
+
+class V7(V6):
+    """A skip connection around the second convolution of each stage."""
+
+    def stage(self, in_channels, channels, stride):
+        return nn.Sequential(
+            convolution(in_channels, channels, stride), Skip(convolution(channels, channels))
+        )
+
+
+class V8(V7):
+    """No max-pool after the stem: the stages see 20x20 of a 40x40 picture, not 10x10 (V2)."""
+
+    max_pool = False
+
+
+class V9(V8):
+    """Careful initialisation: Kaiming convolutions; linear layers small, biases zero (V2)."""
+
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        kaiming_fan_out(self)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, 0, 0.01)
+                nn.init.zeros_(module.bias)
+
+
+class V10(V9):
+    """More layers: a fourth stage (V3)."""
+
+    widths = (64, 128, 256, 512)
+
+
+class V11(V10):
+    """Fewer layers: one hidden layer in the classifier (V3)."""
+
+    hidden = (1024,)
+
+
+class V12(V11):
+    """ResNet's own basic block for each stage, its skip connection past the stride too (V3)."""
+
+    def stage(self, in_channels, channels, stride):
+        return BasicBlock(in_channels, channels, stride)
+
+
+class V13(V12):
+    """More layers: two basic blocks a stage, which v14 keeps (V3)."""
+
+    def stage(self, in_channels, channels, stride):
+        return stage(in_channels, channels, stride)
+
+
 class V14(Network):
     """The report's final network: ResNet's structure made for 40x40.
 
@@ -145,16 +289,22 @@ class V14(Network):
         widths = [width * 2**i for i in range(groups)]
         self.groups = nn.Sequential(
             *(
-                stage(before, after, stride=1 if before == after else 2, dropout=dropout)
+                self.group(before, after, 1 if before == after else 2, dropout)
                 for before, after in zip([width, *widths], widths)
             )
         )
-        self.fc = nn.Linear(widths[-1], num_classes)
+        self.fc = self.head(widths[-1], num_classes)
         if zero_init:
             kaiming_fan_out(self)
             for module in self.modules():
                 if isinstance(module, BasicBlock):
                     nn.init.zeros_(module.bn2.weight)
+
+    def group(self, in_channels, channels, stride, dropout):
+        return stage(in_channels, channels, stride, dropout)
+
+    def head(self, features, num_classes):
+        return nn.Linear(features, num_classes)
 
     def forward(self, x):
         x = F.relu(self.bn1(self.conv1(self.normalise(x))))  # [B, 64, 40, 40]
@@ -162,7 +312,20 @@ class V14(Network):
         return self.fc(x.mean((2, 3)))
 
 
-MODELS = {"resnet18": ResNet18, "v14": V14}
+class V15(V14):
+    """v14 with dropout after each group instead of in its blocks, and a larger last linear part
+    (F5: terrible). One hidden layer of 1024 units is our reading of "larger". Options as v14's.
+    """
+
+    def group(self, in_channels, channels, stride, dropout):
+        return nn.Sequential(stage(in_channels, channels, stride), nn.Dropout(dropout))
+
+    def head(self, features, num_classes):
+        return nn.Sequential(nn.Linear(features, 1024), nn.ReLU(), nn.Linear(1024, num_classes))
+
+
+REPORTS_OWN = (V2, V3, V4, V5, V6, V7, V8, V9, V10, V11, V12, V13, V14, V15)
+MODELS = {"resnet18": ResNet18, **{network.__name__.lower(): network for network in REPORTS_OWN}}
 
 # What each checkpoint holds; one to resume from has "resume" too (train.py's Run.state).
 FIELDS = (
