@@ -206,9 +206,9 @@ class V7(V6):
 
 
 class V8(V7):
-    """No max-pool after the stem: the stages see 20x20 of a 40x40 picture, not 10x10 (V2)."""
+    """Fewer layers: one hidden layer in the classifier (V2)."""
 
-    max_pool = False
+    hidden = (1024,)
 
 
 class V9(V8):
@@ -230,9 +230,9 @@ class V10(V9):
 
 
 class V11(V10):
-    """Fewer layers: one hidden layer in the classifier (V3)."""
+    """No max-pool after the stem: the stages see 20x20 of a 40x40 picture, not 10x10 (V3)."""
 
-    hidden = (1024,)
+    max_pool = False
 
 
 class V12(V11):
@@ -324,8 +324,10 @@ class V15(V14):
         return nn.Sequential(nn.Linear(features, 1024), nn.ReLU(), nn.Linear(1024, num_classes))
 
 
-REPORTS_OWN = (V2, V3, V4, V5, V6, V7, V8, V9, V10, V11, V12, V13, V14, V15)
-MODELS = {"resnet18": ResNet18, **{network.__name__.lower(): network for network in REPORTS_OWN}}
+MODELS = dict(
+    resnet18=ResNet18, v2=V2, v3=V3, v4=V4, v5=V5, v6=V6, v7=V7, v8=V8, v9=V9, v10=V10, v11=V11,
+    v12=V12, v13=V13, v14=V14, v15=V15,
+)  # fmt: skip
 
 # What each checkpoint holds; one to resume from has "resume" too (train.py's Run.state).
 FIELDS = (
