@@ -9,6 +9,7 @@ Every picture is decoded once and then lives as uint8 where the arithmetic is. T
 processes and nothing happens to a picture one at a time after that.
 """
 
+import argparse
 import csv
 import difflib
 import gzip
@@ -709,6 +710,26 @@ def parse_flags(parser, argv):
     return args
 
 
+def number(kind, expected, fits):
+    """An argparse type: a number for which fits(number) is true, else a sentence."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not fits(value):
+            raise argparse.ArgumentTypeError(f"{text!r} should be {expected}")
+        return value
+
+    return parse
+
+
+def at_least(low):
+    """An argparse type: a whole number from `low` on."""
+    return number(int, f"a whole number, {low} or more", lambda x: x >= low)
+
+
 def listed(items, most=5):
     """'a, b, c and 7 more'"""
     more = f" and {len(items) - most:,} more" if len(items) > most else ""
@@ -771,7 +792,7 @@ def check_out(path):
 
 def set_aside(*paths):
     """Move what an earlier run left at these paths of one folder into earlier-1/, and say so."""
-    there = [path for path in map(Path, paths) if path.is_file()]
+    there = [path for path in map(Path, paths) if path.exists()]
     if there:
         number = 1
         while (aside := there[0].parent / f"earlier-{number}").exists():

@@ -105,6 +105,15 @@ class ResNet18(Network):
         return self.fc(x.mean((2, 3)))
 
 
+def convolution(in_channels, channels, stride=1):
+    """ResNet's triple: 3x3 convolution, batch norm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+    )
+
+
 class V2(Network):
     """The report's first own network: a part of ResNet with AlexNet's classifier (ledger V1).
 
@@ -122,6 +131,7 @@ class V2(Network):
     widths = (64, 128)  # channels of the stages; each but the first halves the resolution
     hidden = (1024, 1024)  # units of the classifier's hidden layers
     dropout = 0.5  # before each of them
+    stage = staticmethod(convolution)  # function of the channels before and after, and the stride
 
     def __init__(self, num_classes):
         super().__init__()
@@ -141,21 +151,9 @@ class V2(Network):
             units = hidden
         self.classifier = nn.Sequential(*layers, nn.Linear(units, num_classes))
 
-    def stage(self, in_channels, channels, stride):
-        return convolution(in_channels, channels, stride)
-
     def forward(self, x):
         x = F.relu(self.bn1(self.conv1(self.normalise(x))))  # [B, 64, 20, 20] at 40 px
         return self.classifier(self.stages(self.maxpool(x)))
-
-
-def convolution(in_channels, channels, stride=1):
-    """ResNet's triple: 3x3 convolution, batch norm, ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False),
-        nn.BatchNorm2d(channels),
-        nn.ReLU(),
-    )
 
 
 class V3(V2):
@@ -238,15 +236,13 @@ class V11(V10):
 class V12(V11):
     """ResNet's own basic block for each stage, its skip connection past the stride too (V3)."""
 
-    def stage(self, in_channels, channels, stride):
-        return BasicBlock(in_channels, channels, stride)
+    stage = BasicBlock
 
 
 class V13(V12):
     """More layers: two basic blocks a stage, which v14 keeps (V3)."""
 
-    def stage(self, in_channels, channels, stride):
-        return stage(in_channels, channels, stride)
+    stage = staticmethod(stage)
 
 
 class V14(Network):
@@ -267,6 +263,8 @@ class V14(Network):
         the edge of what trains at all. The one departure from the report, hence an option.
     width: channels of the first group; the report's is 64.
     """
+
+    group, head = staticmethod(stage), nn.Linear  # what v15 changes
 
     def __init__(
         self,
@@ -299,12 +297,6 @@ class V14(Network):
             for module in self.modules():
                 if isinstance(module, BasicBlock):
                     nn.init.zeros_(module.bn2.weight)
-
-    def group(self, in_channels, channels, stride, dropout):
-        return stage(in_channels, channels, stride, dropout)
-
-    def head(self, features, num_classes):
-        return nn.Linear(features, num_classes)
 
     def forward(self, x):
         x = F.relu(self.bn1(self.conv1(self.normalise(x))))  # [B, 64, 40, 40]

@@ -6,18 +6,21 @@
     python predict.py best.pt --score               # how well it does on what training didn't see
 
 logits() is the one inference path: what train.py reports as validation comes from it as well.
-The choice of device and precision stands here too, since training and inference share it.
+The choice of device and precision stands here too, since training and inference share it, and so
+do the charts that train.py draws.
 """
 
 import argparse
 import csv
 import io
+import math
 import sys
 from collections import Counter
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
 
 import data
 import models
@@ -288,6 +291,123 @@ def draw_mistakes(images, labels, ids, probabilities, chosen, classes):
         captions.append(f"{ids[i]:.20}\nis {label:.16}\ntaken for {taken_for:.12}: {sureness:.0%}")
     title = f"The {len(chosen)} surest mistakes of {len(labels):,} answers"
     return data.sheet([images[i] for i in chosen], captions, columns=6, title=title)
+
+
+# ---------------------------------------------------------------- charts of training
+
+TRAIN_COLOUR, VAL_COLOUR = "#D55E00", "#0072B2"  # told apart by the colour-blind (Okabe and Ito)
+VERDICTS = {"better": "#009E73", "worse": "#D55E00", "within noise": "#999999"}
+SCALE = 2  # curves are drawn so much larger, then reduced: Pillow's lines have no antialiasing
+
+
+def ticks(top):
+    """Round numbers from 0 up to top, about five of them."""
+    rough = top / 5
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
+    return [round(i * step, 10) for i in range(int(top / step + 1e-9) + 1)]
+
+
+def draw_panel(draw, left, title, key, rows, top):
+    """One pair of axes, 430 x 260 points: train_<key> and val_<key> of the log against epochs.
+
+    Values above top are drawn at its height. Gives the function from (epoch, value) to a point.
+    """
+    font = ImageFont.load_default(13 * SCALE)
+    low, high, right = 330 * SCALE, 70 * SCALE, left + 430 * SCALE
+    epochs = rows[-1]["epoch"]
+
+    def point(epoch, value):
+        height = min(value, top) / top
+        return left + (right - left) * epoch / epochs, low - (low - high) * height
+
+    draw.text((left, high - 26 * SCALE), title, "black", font)
+    for value in ticks(top):
+        y = point(0, value)[1]
+        draw.line([(left, y), (right, y)], "#dddddd", SCALE)
+        draw.text((left - 8 * SCALE, y), f"{value:g}", "black", font, anchor="rm")
+    for epoch in ticks(max(epochs, 5)):
+        if epoch == int(epoch) and epoch <= epochs:
+            draw.text((point(epoch, 0)[0], low + 6 * SCALE), f"{epoch:g}", "black", font, "ma")
+    draw.text(((left + right) / 2, low + 26 * SCALE), "epoch", "black", font, anchor="ma")
+    draw.line([(left, high), (left, low), (right, low)], "black", SCALE)
+    for part, colour in (("train", TRAIN_COLOUR), ("val", VAL_COLOUR)):
+        values = [(row["epoch"], row[f"{part}_{key}"]) for row in rows]
+        points = [point(*pair) for pair in values if pair[1] != "" and math.isfinite(pair[1])]
+        if len(points) > 1:
+            draw.line(points, colour, 2 * SCALE, joint="curve")
+        for x, y in points if len(points) < 3 else points[-1:]:
+            r = 3 * SCALE
+            draw.ellipse([x - r, y - r, x + r, y + r], colour)
+    return point
+
+
+def best_row(rows):
+    """The log's row of the best validation accuracy, the first if several; None without any."""
+    rows = [row for row in rows if row["val_acc"] != ""]
+    return max(rows, key=lambda row: row["val_acc"], default=None)
+
+
+def draw_curves(rows, title):
+    """Loss and accuracy against epochs, train against validation, the best epoch marked: a Pillow
+    picture of 1040 x 390 px. rows: the log's.
+    """
+    canvas = Image.new("RGB", (1040 * SCALE, 390 * SCALE), "white")
+    draw = ImageDraw.Draw(canvas)
+    font, large = ImageFont.load_default(13 * SCALE), ImageFont.load_default(17 * SCALE)
+    draw.text((60 * SCALE, 10 * SCALE), title, "black", large)
+    # The first epochs' validation loss can be off the scale while batch norm's averages settle.
+    top = 1.1 * max(row["train_loss"] for row in rows) or 1
+    draw_panel(draw, 60 * SCALE, "loss", "loss", rows, top)
+    accuracies = [row[key] for row in rows for key in ("train_acc", "val_acc") if row[key] != ""]
+    top = min(1, 1.1 * max(accuracies) or 1)
+    point = draw_panel(draw, 570 * SCALE, "accuracy", "acc", rows, top)
+    best = best_row(rows)
+    if best:
+        x, y = point(best["epoch"], best["val_acc"])
+        r = 6 * SCALE
+        draw.ellipse([x - r, y - r, x + r, y + r], outline=VAL_COLOUR, width=2 * SCALE)
+    legend = [(f"training {rows[-1]['train_acc']:.4f}", TRAIN_COLOUR)]
+    if best:
+        legend.append((f"validation {rows[-1]['val_acc']:.4f}", VAL_COLOUR))
+        legend.append((f"o best: {best['val_acc']:.4f} at epoch {best['epoch']}", VAL_COLOUR))
+    x = 636 * SCALE
+    for text, colour in legend:
+        draw.text((x, 44 * SCALE), text, colour, font)
+        x += font.getlength(text) + 14 * SCALE
+    return canvas.resize((1040, 390), Image.Resampling.LANCZOS)
+
+
+def draw_bars(rounds, title):
+    """One bar a mix, the rounds of a search below each other: a Pillow picture, 1040 px wide.
+
+    rounds: lists of (label, mean, spread, gain, verdict); the whisker is the spread either side.
+    """
+    count = sum(map(len, rounds))
+    height = 110 + 26 * count + 20 * len(rounds)
+    canvas = Image.new("RGB", (1040 * SCALE, height * SCALE), "white")
+    draw = ImageDraw.Draw(canvas)
+    font, large = ImageFont.load_default(13 * SCALE), ImageFont.load_default(17 * SCALE)
+    draw.text((20 * SCALE, 10 * SCALE), title, "black", large)
+    left, right, y = 200 * SCALE, 850 * SCALE, 50 * SCALE
+    top = max(mean + spread for bars in rounds for _, mean, spread, *_ in bars) or 1
+    scale = (right - left) / top
+    for value in ticks(top):
+        x = left + value * scale
+        draw.line([(x, y), (x, (height - 40) * SCALE)], "#dddddd", SCALE)
+        draw.text((x, (height - 34) * SCALE), f"{value:g}", "black", font, anchor="ma")
+    for bars in rounds:
+        for label, mean, spread, _, verdict in bars:
+            middle, end = y + 10 * SCALE, left + mean * scale
+            draw.text((left - 10 * SCALE, middle), label, "black", font, anchor="rm")
+            draw.rectangle([left, y, end, y + 20 * SCALE], VERDICTS.get(verdict, VAL_COLOUR))
+            whisker = [(end - spread * scale, middle), (end + spread * scale, middle)]
+            draw.line(whisker, "black", 2 * SCALE)
+            beside = (whisker[1][0] + 8 * SCALE, middle)
+            draw.text(beside, f"{mean:.3f} {verdict}", "black", font, anchor="lm")
+            y += 26 * SCALE
+        y += 20 * SCALE
+    return canvas.resize((1040, height), Image.Resampling.LANCZOS)
 
 
 # ---------------------------------------------------------------- command line

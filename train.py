@@ -13,9 +13,13 @@ choice of algorithms decides).
 """
 
 import argparse
+import csv
+import functools
+import itertools
 import math
 import platform
 import signal
+import statistics
 import sys
 import threading
 import time
@@ -26,7 +30,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import torchvision
-from PIL import Image, ImageDraw, ImageFont
 from torch.optim import lr_scheduler
 
 import augment
@@ -43,7 +46,7 @@ RECIPES = {
     ),
 }  # fmt: skip
 FILES = ["ckpt.pt", "best.pt", "log.csv", "curves.png"]  # what a run writes into --out
-MAY_CHANGE = ["data", "out", "resume", "recipe"]  # flags that a resumed run may give anew
+MAY_CHANGE = ["data", "out", "resume", "recipe", "search"]  # flags that a resumed run may give anew
 
 
 class RunFailed(Exception):
@@ -88,13 +91,13 @@ SCHEDULES = {
 class Run:
     """All that a run consists of: args, data, network, optimiser, and how far it has come."""
 
-    def __init__(self, args, checkpoint=None):
+    def __init__(self, args, checkpoint=None, dataset=None):
         """Read the data and build everything; a checkpoint gives back what it holds."""
         self.args, self.out = args, Path(args.out)
         self.model, self.options = models.parse(args.model)
         self.device = predict.choose_device()
         self.precision = predict.choose_precision(self.device)
-        self.read(augment.parse(args.augment), checkpoint)
+        self.read(augment.parse(args.augment), checkpoint, dataset)
         self.build()
         self.epoch, self.step = 0, 0  # whole epochs done, and steps done of the next one
         self.rate = args.lr  # of the last step
@@ -103,10 +106,10 @@ class Run:
         if checkpoint:
             self.restore(checkpoint)
 
-    def read(self, pipelines, checkpoint):
+    def read(self, pipelines, checkpoint, dataset):
         """The pictures, split into what is trained on and what validates."""
         args = self.args
-        dataset = data.load(args.data, args.size, args.limit, test=False)
+        dataset = dataset or data.load(args.data, args.size, args.limit, test=False)
         if checkpoint:
             data.require_same(dataset, checkpoint)
         train, val = data.parts(dataset, args.val, args.seed)
@@ -147,6 +150,7 @@ class Run:
 
     def state(self):
         """The checkpoint: plain tensors, numbers, strings, lists and dicts only."""
+        schedule = self.schedule.state_dict()
         return {
             "format": 1,
             "model": self.model,
@@ -162,17 +166,15 @@ class Run:
             "fingerprint": self.fingerprint,
             "epoch": self.epoch,
             "log": self.rows,
-            "versions": {
-                "python": platform.python_version(),
-                "torch": str(torch.__version__),
-                "torchvision": str(torchvision.__version__),
-            },
+            "versions": {"python": platform.python_version()}
+            | {module.__name__: str(module.__version__) for module in (torch, torchvision)},
             "computed_on": predict.computed_on(self.device, self.precision),
             "resume": {
                 "step": self.step,
                 "totals": self.totals,
                 "optimizer": self.optimizer.state_dict(),
-                "schedule": plain(self.schedule.state_dict()),
+                # without its functions, which load_checkpoint would refuse to read
+                "schedule": {k: v for k, v in schedule.items() if not callable(v)},
                 "scaler": self.scaler.state_dict(),
             },
         }
@@ -192,18 +194,6 @@ class Run:
         self.epoch, self.step = checkpoint["epoch"], resume["step"]
         self.totals = resume["totals"].to(self.device)
         self.rows = checkpoint["log"]
-
-
-def plain(state):
-    """A schedule's state without its functions, which load_checkpoint would refuse to read."""
-    kinds = (int, float, str, bool, list, type(None))
-    return {key: value for key, value in state.items() if isinstance(value, kinds)}
-
-
-def best_row(rows):
-    """The log's row of the best validation accuracy, the first if several; None without any."""
-    rows = [row for row in rows if row["val_acc"] != ""]
-    return max(rows, key=lambda row: row["val_acc"], default=None)
 
 
 # ---------------------------------------------------------------- what a run writes
@@ -230,86 +220,8 @@ def not_finite(run, what):
 def write_log(run):
     """log.csv and curves.png, from the rows of the run, which the checkpoint holds too."""
     predict.write_table(run.out / "log.csv", run.rows[0], (row.values() for row in run.rows))
-    curves = draw_curves(run.rows, f"{run.args.model} on {Path(run.source).name}")
+    curves = predict.draw_curves(run.rows, f"{run.args.model} on {Path(run.source).name}")
     data.write_file(run.out / "curves.png", lambda file: curves.save(file, "PNG"))
-
-
-# ---------------------------------------------------------------- curves
-
-TRAIN_COLOUR, VAL_COLOUR = "#D55E00", "#0072B2"  # told apart by the colour-blind (Okabe and Ito)
-SCALE = 2  # curves are drawn so much larger, then reduced: Pillow's lines have no antialiasing
-
-
-def ticks(top):
-    """Round numbers from 0 up to top, about five of them."""
-    rough = top / 5
-    power = 10 ** math.floor(math.log10(rough))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
-    return [round(i * step, 10) for i in range(int(top / step + 1e-9) + 1)]
-
-
-def draw_panel(draw, left, title, key, rows, top):
-    """One pair of axes, 430 x 260 points: train_<key> and val_<key> of the log against epochs.
-
-    Values above top are drawn at its height. Gives the function from (epoch, value) to a point.
-    """
-    font = ImageFont.load_default(13 * SCALE)
-    low, high, right = 330 * SCALE, 70 * SCALE, left + 430 * SCALE
-    epochs = rows[-1]["epoch"]
-
-    def point(epoch, value):
-        height = min(value, top) / top
-        return left + (right - left) * epoch / epochs, low - (low - high) * height
-
-    draw.text((left, high - 26 * SCALE), title, "black", font)
-    for value in ticks(top):
-        y = point(0, value)[1]
-        draw.line([(left, y), (right, y)], "#dddddd", SCALE)
-        draw.text((left - 8 * SCALE, y), f"{value:g}", "black", font, anchor="rm")
-    for epoch in ticks(max(epochs, 5)):
-        if epoch == int(epoch) and epoch <= epochs:
-            draw.text((point(epoch, 0)[0], low + 6 * SCALE), f"{epoch:g}", "black", font, "ma")
-    draw.text(((left + right) / 2, low + 26 * SCALE), "epoch", "black", font, anchor="ma")
-    draw.line([(left, high), (left, low), (right, low)], "black", SCALE)
-    for part, colour in (("train", TRAIN_COLOUR), ("val", VAL_COLOUR)):
-        values = [(row["epoch"], row[f"{part}_{key}"]) for row in rows]
-        points = [point(*pair) for pair in values if pair[1] != "" and math.isfinite(pair[1])]
-        if len(points) > 1:
-            draw.line(points, colour, 2 * SCALE, joint="curve")
-        for x, y in points if len(points) < 3 else points[-1:]:
-            r = 3 * SCALE
-            draw.ellipse([x - r, y - r, x + r, y + r], colour)
-    return point
-
-
-def draw_curves(rows, title):
-    """Loss and accuracy against epochs, train against validation, the best epoch marked: a Pillow
-    picture of 1040 x 390 px. rows: the log's.
-    """
-    canvas = Image.new("RGB", (1040 * SCALE, 390 * SCALE), "white")
-    draw = ImageDraw.Draw(canvas)
-    font, large = ImageFont.load_default(13 * SCALE), ImageFont.load_default(17 * SCALE)
-    draw.text((60 * SCALE, 10 * SCALE), title, "black", large)
-    # The first epochs' validation loss can be off the scale while batch norm's averages settle.
-    top = 1.1 * max(row["train_loss"] for row in rows) or 1
-    draw_panel(draw, 60 * SCALE, "loss", "loss", rows, top)
-    accuracies = [row[key] for row in rows for key in ("train_acc", "val_acc") if row[key] != ""]
-    top = min(1, 1.1 * max(accuracies) or 1)
-    point = draw_panel(draw, 570 * SCALE, "accuracy", "acc", rows, top)
-    best = best_row(rows)
-    if best:
-        x, y = point(best["epoch"], best["val_acc"])
-        r = 6 * SCALE
-        draw.ellipse([x - r, y - r, x + r, y + r], outline=VAL_COLOUR, width=2 * SCALE)
-    legend = [(f"training {rows[-1]['train_acc']:.4f}", TRAIN_COLOUR)]
-    if best:
-        legend.append((f"validation {rows[-1]['val_acc']:.4f}", VAL_COLOUR))
-        legend.append((f"o best: {best['val_acc']:.4f} at epoch {best['epoch']}", VAL_COLOUR))
-    x = 636 * SCALE
-    for text, colour in legend:
-        draw.text((x, 44 * SCALE), text, colour, font)
-        x += font.getlength(text) + 14 * SCALE
-    return canvas.resize((1040, 390), Image.Resampling.LANCZOS)
 
 
 # ---------------------------------------------------------------- the loop
@@ -416,7 +328,7 @@ def fit(run):
                 {key: float(f"{x:.6g}") if isinstance(x, float) else x for key, x in row.items()}
             )
             print(table_row(run.rows[-1]))
-            if best_row(run.rows) is run.rows[-1]:
+            if predict.best_row(run.rows) is run.rows[-1]:
                 save(run, "best.pt")
             write_log(run)
             save(run)
@@ -435,7 +347,7 @@ def table_row(row):
 
 def summary(run):
     """What the run came to, and which file and figure is which."""
-    last, best = run.rows[-1], best_row(run.rows)
+    last, best = run.rows[-1], predict.best_row(run.rows)
     text = f"ckpt.pt: the last epoch, {last['epoch']}"
     if best:
         text += (
@@ -445,33 +357,103 @@ def summary(run):
     return f"{text}\nnext: python predict.py {run.out / 'ckpt.pt'}"
 
 
+# ---------------------------------------------------------------- greedy search
+
+
+def without_one(mix):
+    """{label: mix} of the mixes that lack one augmentation; a copy left with none is clean."""
+    mixes, pipelines = {}, augment.parse(mix)
+    for i, pipeline in enumerate(pipelines):
+        for j, step in enumerate(pipeline.steps):
+            rest = augment.Pipeline(pipeline.steps[:j] + pipeline.steps[j + 1 :])
+            label = f"without {step.name}" + (f" in copy {i + 1}" if len(pipelines) > 1 else "")
+            mixes[label] = "+".join(map(str, [*pipelines[:i], rest, *pipelines[i + 1 :]]))
+    return mixes
+
+
+def compare(mixes, known, seeds):
+    """(a row for each mix: label, mean, spread, gain over the first, verdict; the noise).
+
+    known: accuracy by (mix, seed). Mixes are compared seed by seed, since a seed is a split; the
+    noise is twice the standard error of a gain, its spread pooled over all the mixes.
+    """
+    accuracies = [[known[mix, seed] for seed in seeds] for mix in mixes.values()]
+    gains = [[a - b for a, b in zip(row, accuracies[0])] for row in accuracies]
+    squares = sum((g - statistics.mean(row)) ** 2 for row in gains for g in row)
+    freedom = max(1, (len(gains) - 1) * (len(seeds) - 1))
+    noise, rows = 2 * math.sqrt(squares / freedom / len(seeds)), []
+    for label, row, gain in zip(mixes, accuracies, map(statistics.mean, gains)):
+        verdict = "better" if gain > noise else "worse" if gain < -noise else "within noise"
+        verdict = verdict if rows else "all of it"
+        rows.append((label, statistics.mean(row), statistics.stdev(row), gain, verdict))
+    return rows, noise
+
+
+def prepare_search(args):
+    """The arguments, the accuracies known from before a kill, and the data."""
+    out, known = Path(args.out), {}
+    if args.resume:
+        args = resumed_args(args, to_resume(out / "run-1"))
+        if (out / "search.csv").is_file():
+            with open(out / "search.csv", newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    known[row["mix"], int(row["seed"])] = float(row["val_acc"])
+    if args.val == 0:
+        raise ValueError("a search compares validation accuracies: --val should be above 0")
+    dataset = data.load(args.data, args.size, args.limit, test=False)
+    out.mkdir(parents=True, exist_ok=True)
+    if not args.resume:
+        data.set_aside(out / "search.csv", out / "search.png", *sorted(out.glob("run-*")))
+    return args, known, dataset
+
+
+def search(args, known, dataset, count):
+    """Leave one augmentation out of the mix at a time while that gains more than the noise.
+
+    The report's search, which its author did by hand (F11). Each run has a folder below --out, and
+    after each search.csv is written, so that --resume loses nothing.
+    """
+    out, mix, rounds = Path(args.out), args.augment, []
+    seeds = range(args.seed, args.seed + count)
+    while True:
+        mixes = {"the mix": mix, **without_one(mix)}
+        for key in itertools.product(mixes.values(), seeds):
+            if key not in known:
+                known[key] = search_run(args, *key, out / f"run-{len(known) + 1}", dataset)
+                rows = [(*key, accuracy) for key, accuracy in known.items()]
+                predict.write_table(out / "search.csv", ["mix", "seed", "val_acc"], rows)
+        rows, noise = compare(mixes, known, seeds)
+        rounds.append(rows)
+        print(f"\nround {len(rounds)}, {count} seeds a mix, noise {noise:.4f}")
+        for label, mean, spread, gain, verdict in rows:
+            print(f"{label:<24} {mean:.4f} ± {spread:.4f}   {gain:+.4f}  {verdict}")
+        chart = predict.draw_bars(rounds, f"validation accuracy, from {args.augment}")
+        data.write_file(out / "search.png", functools.partial(chart.save, format="PNG"))
+        best = max(rows, key=lambda row: row[3])
+        if best[4] != "better":
+            break
+        mix = mixes[best[0]]
+    print(f"the search ends with --augment {mix}")
+
+
+def search_run(args, mix, seed, folder, dataset):
+    """The validation accuracy after the last epoch of one run of a search."""
+    changes = dict(augment=mix, seed=seed, out=str(folder), search=None, given={})
+    changes["resume"] = (folder / "ckpt.pt").is_file()
+    run = checked(prepare, argparse.Namespace(**{**vars(args), **changes}), dataset)
+    print(f"\n{folder.name}: {mix}, seed {seed}")
+    fit(run)
+    return run.rows[-1]["val_acc"]
+
+
 # ---------------------------------------------------------------- command line
 
-
-def number(kind, expected, fits):
-    """An argparse type: a number for which fits(number) is true, else a sentence."""
-
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not fits(value):
-            raise argparse.ArgumentTypeError(f"{text!r} should be {expected}")
-        return value
-
-    return parse
-
-
-def at_least(low):
-    return number(int, f"a whole number, {low} or more", lambda x: x >= low)
-
-
-RATE = number(float, "a number above 0", lambda x: 0 < x < 1e38)  # float32 ends there
-SHARE = number(float, "at least 0 and below 1", lambda x: 0 <= x < 1)
-DECAY = number(float, "a number, 0 or more", lambda x: 0 <= x < math.inf)
-SEED = number(int, "a whole number from 0 to 2**63 - 1", lambda x: 0 <= x < 2**63)
-SIDE = number(int, f"a whole number of pixels from {data.SMALLEST} to {data.LARGEST}",
+SEVERAL, ONE_OR_MORE = data.at_least(2), data.at_least(1)
+RATE = data.number(float, "a number above 0", lambda x: 0 < x < 1e38)  # float32 ends there
+SHARE = data.number(float, "at least 0 and below 1", lambda x: 0 <= x < 1)
+DECAY = data.number(float, "a number, 0 or more", lambda x: 0 <= x < math.inf)
+SEED = data.number(int, "a whole number from 0 to 2**63 - 1", lambda x: 0 <= x < 2**63)
+SIDE = data.number(int, f"a whole number of pixels from {data.SMALLEST} to {data.LARGEST}",
               lambda x: data.SMALLEST <= x <= data.LARGEST)  # fmt: skip
 
 # Group, flag, what its value is called, its type or choices, the report's section on it, help.
@@ -483,19 +465,21 @@ FLAGS = [
     ("data", "--augment", "MIX", str, "E2", "copies of the data: + concatenates, a comma composes, "
      f":P is a probability; clean, {', '.join(augment.AUGMENTATIONS)}"),
     ("data", "--size", "S", SIDE, "", "resize pictures to S x S pixels (default: their own size)"),
-    ("data", "--limit", "N", at_least(2), "", "at most N labelled pictures, of all classes alike"),
-    ("model", "--model", "NAME", str, "F1 to F7", f"{' or '.join(models.MODELS)}, with options as "
-     "in v14:groups=4,dropout=0.25"),
+    ("data", "--limit", "N", SEVERAL, "", "at most N labelled pictures, of all classes alike"),
+    ("model", "--model", "NAME", str, "F1 to F7",
+     f"{', '.join(models.MODELS)}; with options: v14:groups=4,width=32"),
     ("optimisation", "--optimizer", "NAME", ["sgd", "adam"], "V4", "sgd or adam"),
     ("optimisation", "--lr", "RATE", RATE, "F1, F8", "highest learning rate"),
     ("optimisation", "--schedule", "NAME", list(SCHEDULES), "B1 to B4, F1",
      ", ".join(SCHEDULES)),
-    ("optimisation", "--epochs", "N", at_least(1), "F9", "passes over the training set"),
-    ("optimisation", "--batch-size", "N", at_least(2), "common to all", "pictures a step"),
+    ("optimisation", "--epochs", "N", ONE_OR_MORE, "F9", "passes over the training set"),
+    ("optimisation", "--batch-size", "N", SEVERAL, "common to all", "pictures a step"),
     ("optimisation", "--momentum", "M", SHARE, "common to all", "of SGD"),
     ("optimisation", "--weight-decay", "D", DECAY, "F12", "L2 penalty on all weights"),
     ("run", "--recipe", "NAME", list(RECIPES), "", f"a row of defaults: {', '.join(RECIPES)} "
      "(default: report)"),
+    ("run", "--search", "SEEDS", SEVERAL, "F11", "leave augmentations out of the mix one at a "
+     "time, with so many seeds each, while that gains more than the noise"),
     ("run", "--out", "DIR", str, "", "where the files go (default: here)"),
     ("run", "--seed", "N", SEED, "", "of the split, the weights and all that is drawn "
      "(default: 0)"),
@@ -540,18 +524,23 @@ def resumed_args(args, checkpoint):
     return argparse.Namespace(**{**stored, **changed}, given=given)
 
 
-def prepare(args):
+def to_resume(out):
+    """The checkpoint of the run in a folder."""
+    if not (out / "ckpt.pt").is_file():
+        raise ValueError(f"nothing to resume: there is no ckpt.pt in {out}/")
+    return models.load_checkpoint(out / "ckpt.pt")[1]
+
+
+def prepare(args, dataset=None):
     """Everything up to the first step: ValueError or OSError where a flag or the data is wrong."""
     out = Path(args.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: name a folder")
     checkpoint = None
     if args.resume:
-        if not (out / "ckpt.pt").is_file():
-            raise ValueError(f"nothing to resume: there is no ckpt.pt in {out}/")
-        _, checkpoint = models.load_checkpoint(out / "ckpt.pt")
+        checkpoint = to_resume(out)
         args = resumed_args(args, checkpoint)
-    run = Run(args, checkpoint)
+    run = Run(args, checkpoint, dataset)
     out.mkdir(parents=True, exist_ok=True)
     if not checkpoint:
         data.set_aside(*(out / name for name in FILES))
@@ -574,17 +563,25 @@ def print_start(run):
         print(f"resumed after epoch {run.epoch} and {run.step} steps")
 
 
+def checked(function, *arguments):
+    """function(*arguments); the process ends with status 2 where a flag or the data is wrong."""
+    try:
+        return function(*arguments)
+    except (ValueError, OSError) as error:
+        fail(error, 2)
+
+
 def main(argv=None):
     args = parse_args(argv)
     gpus = range(torch.cuda.device_count())
     try:
         with torch.random.fork_rng(devices=gpus):  # the caller's random numbers stay as they were
-            try:
-                run = prepare(args)
-            except (ValueError, OSError) as error:
-                fail(error, 2)
-            print_start(run)
-            fit(run)
+            if args.search:
+                search(*checked(prepare_search, args), args.search)
+            else:
+                run = checked(prepare, args)
+                print_start(run)
+                fit(run)
     except KeyboardInterrupt:
         fail("interrupted; if an epoch was finished, --resume goes on after it", 1)
     except (RunFailed, OSError) as error:

@@ -19,6 +19,7 @@ import math
 import os
 import platform
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -34,6 +35,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import data  # noqa: E402
+import train as train_py  # noqa: E402
 
 BIG = "vflip,elastic,gray,invert,equalize,hflip"  # the report's first big augmentation set
 FINAL = "hflip,vflip,gray"
@@ -97,6 +99,7 @@ RUNS = {
     "F8": f(**BEST, lr=0.0001),
     "F9": f(**BEST, epochs=2.5),
     "F10": f(augment="vflip,rotate,resizedcrop,hflip", **BEST),
+    "F11": f(**BEST, search=2),
     "F12": f(**BEST, weight_decay=1e-4),
     "half": f(augment=FINAL, **BEST, weight_decay=1e-4),
     "E1": f(augment=FINAL, **BEST, weight_decay=1e-4, val=0.1),
@@ -144,7 +147,7 @@ LEDGER = [
         "peak(F9) < 0.6"),
     Row("F10", "vflip, rotate, resizedcrop, hflip: worse than the big set", "curve", "F10 < F6"),
     Row("F11", "greedy search: out with invert, elastic, equalize; gray and the flips stay",
-        "curve", "search"),
+        "curve", "search F11"),
     Row("F12", "weight decay 0.0001: the best so far", "curve", "F12 > F6"),
     Row("E1", "validation 0.1, one augmented copy: overfits badly", "curve",
         "gap(E1) > gap(half); gap(E1) > gap(E2)"),
@@ -152,6 +155,7 @@ LEDGER = [
 ]  # fmt: skip
 
 COLUMNS = "scale command seed epochs val_acc best_val_acc best_epoch train_acc".split()
+SEARCH = "search.csv"
 COLUMNS += "seconds date machine".split()
 
 
@@ -171,6 +175,8 @@ def command(name, scale):
         epochs=round(sizes[run["kind"]] * run.get("epochs", 1.0)),
         weight_decay=run.get("weight_decay", 0),
     )  # fmt: skip
+    if "search" in run:
+        flags["search"] = run["search"]
     return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in flags.items())
 
 
@@ -198,7 +204,11 @@ def train(name, seed, args):
     classes = SCALES[args.scale]["classes"] if RUNS[name].get("classes") != "all" else None
     source = subset(args.data, classes, args.out / f"classes-{classes}")
     new = ["--data", source, *shlex.split(flags), "--seed", seed]
-    flagged = ["--resume"] if (out / "ckpt.pt").is_file() else new if source else new[2:]
+    flagged = new if source else new[2:]
+    if (out / "ckpt.pt").is_file():
+        flagged = ["--resume"]
+    elif (out / "run-1" / "ckpt.pt").is_file():
+        flagged = ["--resume", "--search", RUNS[name]["search"]]
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     done = subprocess.run(
         [sys.executable, HERE.parent / "train.py", *map(str, flagged), "--out", out],
@@ -208,6 +218,10 @@ def train(name, seed, args):
     )
     if done.returncode:
         raise RuntimeError(f"{name}, seed {seed}: {done.stderr.strip().splitlines()[-1]}")
+    if "search" in RUNS[name]:
+        for file in (SEARCH, "search.png"):
+            shutil.copy(out / file, args.results / file)
+        return None
     log = read(out / "log.csv")
     last, best = log[-1], max(log, key=lambda row: float(row["val_acc"]))
     return dict(
@@ -274,8 +288,8 @@ class Results:
         """The standard deviation of a difference between two runs on a seed, over all rules."""
         squares = count = 0
         for row in LEDGER:
-            for rule in row.rules.split("; "):
-                kind, found = self.differences(rule) if " " in rule else ("", [])
+            for rule in row.rules.split("; ") if row.id != "F11" else []:
+                kind, found = self.differences(rule)
                 if kind == what and len(found) > 1:
                     squares += sum((x - statistics.mean(found)) ** 2 for x in found)
                     count += len(found) - 1
@@ -305,19 +319,48 @@ class Results:
         return {0: "within noise", wanted: "holds", -wanted: "does not hold"}[sign], seen
 
 
-ORDER = ["not run", "one seed only", "does not hold", "within noise", "holds"]  # the first decides
+ORDER = [
+    "not run",
+    "not finished",
+    "one seed only",
+    "does not hold",
+    "within noise",
+    "holds",
+]  # the first decides
 
 
-def verdict(row, results):
+def verdict(row, results, args):
     """(verdict, what was seen) of a row of the ledger."""
-    if row.rules == "search":
-        return search_verdict()
+    if row.id == "F11":
+        return search_verdict(args)
     judged = [results.judge(rule) for rule in row.rules.split("; ")]
     return min((v for v, _ in judged), key=ORDER.index), "; ".join(seen for _, seen in judged)
 
 
-def search_verdict():
-    return "not run", "search"
+def search_verdict(args):
+    """F11 from the log of the search: the rounds as train.py judged them."""
+    known = {(r["mix"], int(r["seed"])): float(r["val_acc"]) for r in read(args.results / SEARCH)}
+    mix, seeds = RUNS["F11"]["augment"], sorted({seed for _, seed in known})
+    out, worse, seen = [], [], []
+    while True:
+        mixes = {"the mix": mix, **train_py.without_one(mix)}
+        if len(seeds) < 2 or any((m, seed) not in known for m in mixes.values() for seed in seeds):
+            return "not finished", "; ".join(seen)
+        rows, noise = train_py.compare(mixes, known, seeds)
+        label, _, _, gain, outcome = max(rows, key=lambda row: row[3])
+        worse = [row[0].split()[1] for row in rows if row[4] == "worse"]
+        if outcome != "better":
+            break
+        out.append(label.split()[1])
+        seen.append(f"{label}: {gain:+.3f} ± {noise:.3f}")
+        mix = mixes[label]
+    seen.append(f"then no gain; worse without {', '.join(worse) or 'none'} ({len(seeds)} seeds)")
+    if set(out) == {"invert", "elastic", "equalize"}:
+        return "holds", "; ".join(seen)
+    against = {"gray", "hflip", "vflip"} & set(out) or {"invert", "elastic", "equalize"} & set(
+        worse
+    )
+    return ("does not hold" if against else "within noise"), "; ".join(seen)
 
 
 def write_table(args):
@@ -325,7 +368,7 @@ def write_table(args):
     results = Results(read(args.results / "runs.csv"), args.scale)
     rows = []
     for row in LEDGER:
-        outcome, seen = verdict(row, results)
+        outcome, seen = verdict(row, results, args)
         rows.append(dict(id=row.id, claim=row.claim, report=row.figure, verdict=outcome, seen=seen))
     write(args.results / "ledger.csv", rows, list(rows[0]))
     lines = ["| id | claim | the report's figure | verdict | seen |", "|---|---|---|---|---|"]
@@ -382,6 +425,7 @@ def main(argv=None):
         for seed in seeds
         for name in wanted(args)
         if (args.scale, command(name, args.scale), seed) not in done
+        and not ("search" in RUNS[name] and (seed or (args.results / SEARCH).is_file()))
     ]
     if args.dry_run:
         for name, seed in todo:
@@ -389,7 +433,8 @@ def main(argv=None):
         return
     args.out.mkdir(parents=True, exist_ok=True)
     if todo:
-        subset(args.data, SCALES[args.scale]["classes"], args.out / "classes-10")
+        classes = SCALES[args.scale]["classes"]
+        subset(args.data, classes, args.out / f"classes-{classes}")
     lock, start = threading.Lock(), time.monotonic()
 
     def finish(job):
@@ -397,10 +442,11 @@ def main(argv=None):
             return
         row = train(*job, args)
         with lock:
-            rows = [*read(args.results / "runs.csv"), row]
-            write(args.results / "runs.csv", rows, COLUMNS)
+            if row:
+                rows = [*read(args.results / "runs.csv"), row]
+                write(args.results / "runs.csv", rows, COLUMNS)
             write_table(args)
-            print(f"{job[0]}, seed {job[1]}: {row['val_acc']} in {row['seconds']} s", flush=True)
+            print(f"{time.strftime('%H:%M')} {job[0]}, seed {job[1]}: done", flush=True)
 
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(finish, todo))

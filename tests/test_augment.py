@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from torchvision import transforms
 from torchvision.transforms.v2 import functional as tv
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 import augment
 
@@ -18,20 +20,134 @@ def generator(seed=0):
         ("hflip", tv.horizontal_flip),
         ("vflip", tv.vertical_flip),
         ("gray", lambda x: tv.rgb_to_grayscale(x, num_output_channels=3)),
+        ("invert", tv.invert),
+        ("equalize", tv.equalize),
     ],
 )
 def test_each_does_what_torchvision_does_to_one_picture(name, expected):
-    images = torch.rand(8, 3, 21, 34)
+    dark = torch.randint(40, 90, (8, 3, 21, 34)) / 255  # for equalize to have something to do
+    images = torch.cat([torch.rand(8, 3, 21, 34), dark])
     (pipeline,) = augment.parse(f"{name}:1")
     changed = pipeline(images, generator())
     for before, after in zip(images, changed):
         assert torch.allclose(after, expected(before), atol=1e-6)
 
 
+def test_equalize_is_pillows_too():
+    images = torch.randint(40, 90, (4, 3, 30, 30), dtype=torch.uint8)
+    (pipeline,) = augment.parse("equalize:1")
+    for before, after in zip(images, pipeline(images / 255, generator())):
+        picture = ImageOps.equalize(Image.fromarray(before.permute(1, 2, 0).numpy()))
+        assert torch.equal((after * 255).round().to(torch.uint8), pil_to_tensor(picture))
+
+
+SIZES = [(40, 40), (24, 33), (16, 16)]
+
+
+def singly(function, images, *parameters):
+    """function, one of torchvision's, on each picture with its own parameters."""
+    return torch.stack([function(*each) for each in zip(images, *parameters)])
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_given_the_same_parameters_the_geometry_is_torchvisions(height, width):
+    images = torch.rand(64, 3, height, width)
+    corners = augment.draw_corners(images, generator(), 0.5)
+    start = [[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]]
+    expected = singly(
+        lambda x, c: tv.perspective(x, start, c.int().tolist(), fill=None), images, corners
+    )
+    assert torch.allclose(augment.warp_perspective(images, corners), expected, atol=1e-4)
+
+    degrees = torch.linspace(-180, 180, 64)
+    bilinear = tv.InterpolationMode.BILINEAR
+    expected = singly(lambda x, d: tv.rotate(x, float(d), bilinear), images, degrees)
+    assert torch.allclose(augment.warp_rotated(images, degrees), expected, atol=1e-4)
+
+    crops = augment.draw_crops(images, generator(), 0.08)
+    expected = singly(
+        lambda x, left, top, w, h: tv.resized_crop(
+            x, int(top), int(left), int(h), int(w), [height, width], antialias=True
+        ),
+        images,
+        *crops,
+    )
+    assert torch.allclose(augment.warp_crops(images, *crops), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES[:2])
+def test_given_the_same_noise_elastic_is_torchvisions(height, width):
+    images = torch.rand(16, 3, height, width)
+    noise = torch.rand(2, 16, height, width, generator=generator(5)) * 2 - 1
+    blurred = tv.gaussian_blur(noise, [41, 41], [5.0, 5.0])
+    displacement = torch.stack([blurred[0] * 50 / height, blurred[1] * 50 / width], dim=-1)
+    expected = singly(lambda x, d: tv.elastic(x, d[None], fill=None), images, displacement)
+    x, y = augment.pixels(images)
+    shift = augment.draw_displacements(images, generator(5), 50.0)
+    assert torch.allclose(augment.warp(images, x + shift[0], y + shift[1]), expected, atol=1e-4)
+    ours = augment.elastic(images, generator(5), 50.0)
+    assert torch.equal(ours, augment.warp(images, x + shift[0], y + shift[1]))
+
+
+def furthest_apart(a, b):
+    """The Kolmogorov-Smirnov distance of two samples: 0 alike, 1 apart."""
+    points = torch.cat([a, b]).sort().values
+    return max(
+        abs((a <= point).double().mean() - (b <= point).double().mean()) for point in points[::20]
+    )
+
+
+def test_the_parameters_are_drawn_as_torchvision_draws_them():
+    torch.manual_seed(0)
+    count, side = 3000, 40
+    images = torch.zeros(count, 3, side, side)
+    theirs = [
+        transforms.RandomResizedCrop.get_params(images[0], (0.08, 1.0), (3 / 4, 4 / 3))
+        for _ in range(count)
+    ]
+    left, top, width, height = augment.draw_crops(images, generator(), 0.08)
+    for ours, column in zip((top, left, height, width), torch.tensor(theirs).T):
+        assert furthest_apart(ours, column) < 0.04
+    theirs = [transforms.RandomPerspective.get_params(side, side, 0.5)[1] for _ in range(count)]
+    corners = augment.draw_corners(images, generator(), 0.5).flatten(1)
+    for ours, column in zip(corners.T, torch.tensor(theirs).flatten(1).T):
+        assert furthest_apart(ours, column) < 0.04
+    theirs = [
+        transforms.ElasticTransform.get_params([50.0, 50.0], [5.0, 5.0], [side, side])
+        for _ in range(500)
+    ]
+    theirs = torch.cat(theirs).permute(3, 0, 1, 2) * side / 2  # from half pictures to pixels
+    ours = augment.draw_displacements(images[:500], generator(), 50.0)
+    for axis in (0, 1):
+        for place in (0, 20):  # on the edge, where the blur reflects, and in the middle
+            assert furthest_apart(ours[axis, :, place, 20], theirs[axis, :, place, 20]) < 0.1
+
+
+def test_rotation_is_uniform_between_its_degrees():
+    images = torch.rand(1, 3, 33, 33).expand(2000, -1, -1, -1)
+    turned = augment.rotate(images, generator(), 30.0)
+    by_ends = augment.warp_rotated(images[:2], torch.tensor([-30.0, 30.0]))
+    assert len(turned.flatten(1).unique(dim=0)) == 2000
+    drawn = augment.uniform(-30, 30, 2000, images, generator())
+    assert torch.equal(turned, augment.warp_rotated(images, drawn))
+    assert furthest_apart(drawn, torch.linspace(-30, 30, 2000)) < 0.04
+    assert not torch.allclose(by_ends[0], by_ends[1])
+
+
+@pytest.mark.parametrize("name", ["elastic", "perspective", "rotate", "resizedcrop"])
+def test_pictures_of_a_batch_get_different_draws_and_a_seed_the_same(name):
+    images = torch.rand(1, 3, 32, 32).expand(64, -1, -1, -1)
+    (pipeline,) = augment.parse(f"{name}:1")
+    changed = pipeline(images, generator(1))
+    assert len(changed.flatten(1).unique(dim=0)) == 64
+    assert torch.equal(changed, pipeline(images, generator(1)))
+    assert not torch.equal(changed, pipeline(images, generator(2)))
+
+
 @pytest.mark.parametrize("name", list(augment.AUGMENTATIONS))
 @pytest.mark.parametrize("probability", [None, 0.3])
 def test_the_share_of_pictures_touched_is_the_probability(name, probability):
-    images = torch.rand(20_000, 3, 4, 4)
+    images = torch.rand(20_000, 3, 16, 16)
     given = "" if probability is None else f":{probability}"
     (pipeline,) = augment.parse(f"{name}{given}")
     touched = (pipeline(images, generator(1)) != images).flatten(1).any(1).double().mean()
@@ -41,9 +157,15 @@ def test_the_share_of_pictures_touched_is_the_probability(name, probability):
 def test_default_probabilities_are_torchvisions():
     import torchvision.transforms.v2 as T
 
-    assert augment.AUGMENTATIONS["hflip"].probability == T.RandomHorizontalFlip().p
-    assert augment.AUGMENTATIONS["vflip"].probability == T.RandomVerticalFlip().p
-    assert augment.AUGMENTATIONS["gray"].probability == T.RandomGrayscale().p
+    transforms = dict(
+        hflip=T.RandomHorizontalFlip(), vflip=T.RandomVerticalFlip(), gray=T.RandomGrayscale(),
+        invert=T.RandomInvert(), equalize=T.RandomEqualize(), perspective=T.RandomPerspective(),
+    )  # fmt: skip
+    for name, transform in transforms.items():
+        assert augment.AUGMENTATIONS[name].probability == transform.p
+    assert augment.AUGMENTATIONS["perspective"].strength == T.RandomPerspective().distortion_scale
+    assert augment.AUGMENTATIONS["elastic"].strength == T.ElasticTransform().alpha[0]
+    assert augment.AUGMENTATIONS["resizedcrop"].strength == T.RandomResizedCrop(40).scale[0]
 
 
 def test_steps_draw_apart_and_the_same_generator_draws_the_same():
@@ -62,9 +184,10 @@ def test_steps_draw_apart_and_the_same_generator_draws_the_same():
 def test_nothing_leaves_the_unit_interval():
     for name in augment.AUGMENTATIONS:
         (pipeline,) = augment.parse(f"{name}:1")
-        for images in (torch.zeros(2, 3, 16, 16), torch.ones(2, 3, 16, 16)):
+        noise = torch.rand(200, 3, 16, 16)
+        for images in (torch.zeros(2, 3, 16, 16), torch.ones(2, 3, 16, 16), noise, noise.round()):
             changed = pipeline(images, generator())
-            assert changed.min() >= 0 and changed.max() <= 1 + 1e-6
+            assert changed.min() >= 0 and changed.max() <= 1 + 1e-6  # gray: rounding
             assert changed.shape == images.shape and changed.dtype == images.dtype
 
 
@@ -88,6 +211,10 @@ def test_a_mix_says_which_copies_there_are():
         ("hflip:nan", "should be between 0 and 1"),
         ("hflip:often", "'hflip:often' should read name"),
         ("hflip=3", "hflip takes no strength"),
+        ("rotate=200", "the degrees in 'rotate=200' should be between 0 and 180"),
+        ("perspective=-1:0.5", "the distortion in 'perspective=-1:0.5' should be between 0 and 1"),
+        ("resizedcrop=nan", "the least share of the area in 'resizedcrop=nan' should be"),
+        ("elastic=much", "'elastic=much' should read name"),
         ("hflip:0.5:0.5", "'hflip:0.5:0.5' should read name"),
     ],
 )

@@ -116,7 +116,7 @@ def test_a_network_normalises_first():
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("resnet17", "unknown model 'resnet17'; the models are resnet18, v14"),
+        ("resnet17", "unknown model 'resnet17'; the models are resnet18, v2, v3"),
         ("v14:depth=3", "no option 'depth'; it takes groups=3, stem_kernel=5"),
         ("v14:groups=5", "groups=5 of the network should be 2, 3 or 4"),
         ("v14:groups=2.5", "groups=2.5 of model v14 should be a whole number"),
@@ -136,8 +136,42 @@ def test_a_wrong_model_is_one_sentence(spec, words):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
+def test_each_version_differs_from_the_one_before_as_its_docstring_says():
+    def kinds(name, kind):
+        network = models.build_model(name, 10)
+        return [m for m in network.modules() if isinstance(m, kind)]
+
+    convolutions = [len(kinds(f"v{n}", torch.nn.Conv2d)) for n in range(2, 14)]
+    hidden = [len(kinds(f"v{n}", torch.nn.Linear)) - 1 for n in range(2, 14)]
+    assert convolutions == [3, 4, 7, 7, 7, 7, 7, 7, 9, 9, 12, 20]  # v12, v13: with 1x1 ones
+    assert hidden == [2, 2, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1]
+    assert [kinds(f"v{n}", torch.nn.Conv2d)[0].kernel_size[0] for n in (4, 5)] == [7, 3]
+    assert [kinds(f"v{n}", torch.nn.Dropout)[0].p for n in (5, 6)] == [0.5, 0.25]
+    assert [len(kinds(f"v{n}", models.Skip)) for n in (6, 7)] == [0, 3]
+    assert [len(kinds(f"v{n}", torch.nn.MaxPool2d)) for n in (10, 11)] == [1, 0]
+    linear = [kinds(f"v{n}", torch.nn.Linear)[0] for n in (8, 9)]
+    assert linear[0].bias.abs().max() > 0 and linear[1].bias.abs().max() == 0
+    assert abs(linear[1].weight.std() - 0.01) < 1e-4
+
+
+def test_v15_is_v14_with_its_dropout_moved_and_a_larger_last_part():
+    v14 = models.build_model("v14", 10, width=8)
+    v15 = models.build_model("v15", 10, width=8)
+    convolutions = [
+        [m.weight.shape for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
+        for network in (v14, v15)
+    ]
+    assert convolutions[0] == convolutions[1]
+    blocks = [m.dropout for m in v15.modules() if isinstance(m, models.BasicBlock)]
+    assert set(blocks) == {0.0} and [type(g[-1]).__name__ for g in v15.groups] == ["Dropout"] * 3
+    assert (
+        sum(p.numel() for p in v15.fc.parameters()) > sum(p.numel() for p in v14.parameters()) / 10
+    )
+    assert models.options_of("v15") == models.options_of("v14")
+
+
 def test_build_model_itself_knows_what_is_valid():
-    with pytest.raises(ValueError, match="unknown model 'v99'; the models are resnet18, v14"):
+    with pytest.raises(ValueError, match="unknown model 'v99'; the models are resnet18, v2, v3"):
         models.build_model("v99", 10)
     with pytest.raises(ValueError, match="model v14 has no option 'depth'; it takes groups=3"):
         models.build_model("v14", 10, depth=3)

@@ -244,7 +244,7 @@ def test_training_learns_and_the_log_says_at_which_rate(tmp_path, homework, monk
     at = {
         "cosine": lambda step: 0.05 * (1 + math.cos(math.pi * step / (6 * steps))),
         "lambda": lambda step: 0.1 * 0.95 ** (step // steps),
-        "cyclic": lambda step: 0.01 + 0.09 * step / 2000,
+        "cyclic": lambda step: 0.01 + 0.09 * (1 - abs(step / 72 - 1)),  # one whole cycle
     }[schedule]
     expected = [at(epoch * steps - 1) for epoch in range(1, 7)]  # of each epoch's last step
     assert [float(row["lr"]) for row in rows] == pytest.approx(expected, rel=1e-4)
@@ -375,6 +375,93 @@ def test_every_file_can_be_imported_without_side_effects():
 
 
 def test_ticks_are_round_numbers_up_to_the_top():
-    assert train.ticks(1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
-    assert train.ticks(40) == [0, 10, 20, 30, 40]
-    assert train.ticks(0.37) == [0, 0.1, 0.2, 0.3]
+    assert predict.ticks(1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    assert predict.ticks(40) == [0, 10, 20, 30, 40]
+    assert predict.ticks(0.37) == [0, 0.1, 0.2, 0.3]
+
+
+def test_mixes_without_one_leave_each_step_out_once():
+    assert train.without_one("hflip,gray") == {
+        "without hflip": "gray:0.1",
+        "without gray": "hflip:0.5",
+    }
+    assert train.without_one("clean+hflip,rotate=30") == {
+        "without hflip in copy 2": "clean+rotate=30:1",
+        "without rotate in copy 2": "clean+hflip:0.5",
+    }
+    assert train.without_one("gray+clean") == {"without gray in copy 1": "clean+clean"}
+
+
+def test_a_search_compares_seed_by_seed_and_against_the_noise():
+    mixes = {"the mix": "a", "without x": "b", "without y": "c", "without z": "d"}
+    known = {("a", 0): 0.50, ("a", 1): 0.60}  # the second split is an easier one
+    known.update({("b", 0): 0.551, ("b", 1): 0.649, ("c", 0): 0.501, ("c", 1): 0.599})
+    known.update({("d", 0): 0.449, ("d", 1): 0.551})
+    rows, noise = train.compare(mixes, known, range(2))
+    # Each gain differs by 0.002 between the seeds: spread 0.001414, over two seeds 0.001.
+    assert noise == pytest.approx(0.002)
+    assert [row[4] for row in rows] == ["all of it", "better", "within noise", "worse"]
+    assert [row[3] for row in rows] == pytest.approx([0, 0.05, 0, -0.05])
+    assert rows[1][1:3] == pytest.approx((0.6, 0.098 / 2**0.5))
+
+
+SEARCH = ["--augment", "hflip,invert", "--epochs", "2", "--lr", "0.1", "--val", "0.3"]
+
+
+def test_a_search_that_was_killed_ends_as_an_unbroken_one(homework, tmp_path, monkeypatch, capsys):
+    flags = ["--data", str(homework), "--model", TINY, *SEARCH, "--search", "2"]
+    train.main([*flags, "--out", str(tmp_path / "whole")])
+    said = capsys.readouterr().out
+    assert "round 1, 2 seeds a mix, noise" in said and "without invert" in said
+    with Image.open(tmp_path / "whole" / "search.png") as chart:
+        assert chart.width == 1040
+
+    first, steps = train.train_steps, []
+
+    def killed(run, *rest):
+        steps.append(run)
+        if len(steps) == 6:  # the second epoch of the third run
+            raise train.RunFailed("killed")
+        return first(run, *rest)
+
+    monkeypatch.setattr(train, "train_steps", killed)
+    with pytest.raises(SystemExit):
+        train.main([*flags, "--out", str(tmp_path / "killed")])
+    monkeypatch.setattr(train, "train_steps", first)
+    log = (tmp_path / "killed" / "search.csv").read_text().splitlines()
+    assert len(log) == 3  # the header and two finished runs
+    train.main(["--search", "2", "--resume", "--out", str(tmp_path / "killed")])
+    logs = [(tmp_path / out / "search.csv").read_text() for out in ("whole", "killed")]
+    assert logs[0] == logs[1] and logs[0].startswith("mix,seed,val_acc\n")
+    assert same_tree(
+        *(
+            models.load_checkpoint(tmp_path / out / "run-3" / "ckpt.pt")[1]["weights"]
+            for out in ("whole", "killed")
+        )
+    )
+    # A new search moves the old one aside, and one without validation is refused.
+    train.main([*flags, "--out", str(tmp_path / "killed")])
+    assert (tmp_path / "killed" / "earlier-1" / "run-1" / "ckpt.pt").is_file()
+    with pytest.raises(SystemExit) as stop:
+        train.main([*flags, "--val", "0", "--out", str(tmp_path / "none")])
+    assert stop.value.code == 2 and "--val should be above 0" in capsys.readouterr().err
+
+
+def test_a_short_cyclic_run_makes_one_whole_cycle():
+    def rates(epochs, steps):
+        args = train.parse_args(["--schedule", "cyclic", "--lr", "0.1", "--epochs", str(epochs)])
+        network = torch.nn.Linear(2, 2)
+        optimizer = train.make_optimizer(network, args)
+        schedule = train.SCHEDULES["cyclic"](optimizer, args, steps)
+        seen = []
+        for _ in range(epochs * steps):
+            seen.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        return seen
+
+    short = rates(10, 10)
+    assert short[0] == pytest.approx(0.01) and max(short) == short[50] == pytest.approx(0.1)
+    assert short[-1] == pytest.approx(0.0118)
+    long = rates(5, 1000)
+    assert long[2000] == pytest.approx(0.1) and long[4000] == pytest.approx(0.01)
