@@ -216,8 +216,15 @@ def train(name, seed, args):
         capture_output=True,
         encoding="utf-8",
     )
+    known = dict(
+        scale=args.scale, command=flags, seed=seed, date=time.strftime("%Y-%m-%d"),
+        machine=args.machine,
+    )  # fmt: skip
+    if "no longer finite" in done.stderr:  # a claim may be decided by that: it counts as chance
+        chance = dict.fromkeys(("val_acc", "best_val_acc", "train_acc"), 1 / (classes or 200))
+        return {**known, **chance, "epochs": 1, "best_epoch": 1, "seconds": 0}
     if done.returncode:
-        raise RuntimeError(f"{name}, seed {seed}: {done.stderr.strip().splitlines()[-1]}")
+        raise RuntimeError((done.stderr.strip() or "no message").splitlines()[-1])
     if "search" in RUNS[name]:
         for file in (SEARCH, "search.png"):
             shutil.copy(out / file, args.results / file)
@@ -225,10 +232,9 @@ def train(name, seed, args):
     log = read(out / "log.csv")
     last, best = log[-1], max(log, key=lambda row: float(row["val_acc"]))
     return dict(
-        scale=args.scale, command=flags, seed=seed, epochs=last["epoch"], val_acc=last["val_acc"],
-        best_val_acc=best["val_acc"], best_epoch=best["epoch"], train_acc=last["train_acc"],
+        **known, epochs=last["epoch"], val_acc=last["val_acc"], best_val_acc=best["val_acc"],
+        best_epoch=best["epoch"], train_acc=last["train_acc"],
         seconds=round(sum(float(row["seconds"]) for row in log)),
-        date=time.strftime("%Y-%m-%d"), machine=args.machine,
     )  # fmt: skip
 
 
@@ -306,7 +312,7 @@ class Results:
         if what == "best":
             spread = self.spread["val"]
         noise = 2 * spread / math.sqrt(len(found))
-        seen = f"{rule}: {difference:+.3f}" + (f" ± {noise:.3f}" if spread else "")
+        seen = f"{rule}: {difference:+.3f}" + (f" ± {noise:.3f}" if noise > 0 else "")
         seen += f" ({len(found)} seed{'s' * (len(found) > 1)})"
         if math.isnan(noise) or len(found) < 2:
             return "one seed only", seen
@@ -440,7 +446,11 @@ def main(argv=None):
     def finish(job):
         if time.monotonic() - start > args.minutes * 60:
             return
-        row = train(*job, args)
+        try:
+            row = train(*job, args)
+        except (RuntimeError, OSError) as error:
+            print(f"{job[0]}, seed {job[1]}: failed: {error}", flush=True)
+            return
         with lock:
             if row:
                 rows = [*read(args.results / "runs.csv"), row]
