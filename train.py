@@ -463,7 +463,7 @@ FLAGS = [
     ("data", "--val", "SHARE", SHARE, "E1", "share of the labelled pictures for validation, 0 for "
      "none (default: the source's own part, else 0.1)"),
     ("data", "--augment", "MIX", str, "E2", "copies of the data: + concatenates, a comma composes, "
-     f":P is a probability; clean, {', '.join(augment.AUGMENTATIONS)}"),
+     f"=S is a strength, :P a probability; clean, {', '.join(augment.AUGMENTATIONS)}"),
     ("data", "--size", "S", SIDE, "", "resize pictures to S x S pixels (default: their own size)"),
     ("data", "--limit", "N", SEVERAL, "", "at most N labelled pictures, of all classes alike"),
     ("model", "--model", "NAME", str, "F1 to F7",
