@@ -70,6 +70,7 @@ def warp(images, x, y):
     """Each picture at its own coordinates x, y in pixels, [B, H, W]: bilinear, black outside."""
     height, width = images.shape[-2:]
     grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
+    grid.nan_to_num_(2.0).clamp_(-2, 2)  # black where corners that met leave a place undefined
     return F.grid_sample(images, grid, align_corners=False).clamp_(0, 1)
 
 

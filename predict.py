@@ -88,6 +88,21 @@ def choose_precision(device):
         return torch.float32
 
 
+def memory_format(network, device, precision):
+    """How a network's weights lie in memory: channels last, where that is sound and not slow.
+
+    On a CPU, bfloat16 was seen at half the speed, and 1x1 convolutions of fewer than 8 channels
+    write past the end of their memory (torch 2.14 with AVX2).
+    """
+    thin = any(
+        isinstance(m, torch.nn.Conv2d) and m.kernel_size == (1, 1) and m.in_channels < 8
+        for m in network.modules()
+    )
+    if device.type == "cpu" and (thin or precision == torch.bfloat16):
+        return torch.contiguous_format
+    return torch.channels_last
+
+
 def autocast(device, precision):
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 

@@ -135,9 +135,7 @@ class Run:
         network = models.build_model(
             self.model, len(self.classes), self.mean, self.std, **self.options
         )
-        # Channels last, but for bfloat16 on a CPU, where it was seen at half the speed.
-        contiguous = self.device.type == "cpu" and self.precision == torch.bfloat16
-        layout = torch.contiguous_format if contiguous else torch.channels_last
+        layout = predict.memory_format(network, self.device, self.precision)
         self.network = network.to(self.device, memory_format=layout)
         self.optimizer = make_optimizer(self.network, args)
         self.schedule = SCHEDULES[args.schedule](self.optimizer, args, len(self.batches))
@@ -391,8 +389,11 @@ def compare(mixes, known, seeds):
 
 def prepare_search(args):
     """The arguments, the accuracies known from before a kill, and the data."""
-    out, known = Path(args.out), {}
-    if args.resume:
+    out, known, resume = Path(args.out), {}, args.resume
+    models.parse(args.model), augment.parse(args.augment)  # before anything is moved aside
+    if out.is_file():
+        raise ValueError(f"--out {out} is a file: name a folder")
+    if resume:
         args = resumed_args(args, to_resume(out / "run-1"))
         if (out / "search.csv").is_file():
             with open(out / "search.csv", newline="", encoding="utf-8") as file:
@@ -402,7 +403,7 @@ def prepare_search(args):
         raise ValueError("a search compares validation accuracies: --val should be above 0")
     dataset = data.load(args.data, args.size, args.limit, test=False)
     out.mkdir(parents=True, exist_ok=True)
-    if not args.resume:
+    if not resume:
         data.set_aside(out / "search.csv", out / "search.png", *sorted(out.glob("run-*")))
     return args, known, dataset
 
@@ -438,7 +439,8 @@ def search(args, known, dataset, count):
 
 def search_run(args, mix, seed, folder, dataset):
     """The validation accuracy after the last epoch of one run of a search."""
-    changes = dict(augment=mix, seed=seed, out=str(folder), search=None, given={})
+    given = {"augment": mix, "seed": seed, "data": args.data}
+    changes = dict(augment=mix, seed=seed, out=str(folder), search=None, given=given)
     changes["resume"] = (folder / "ckpt.pt").is_file()
     run = checked(prepare, argparse.Namespace(**{**vars(args), **changes}), dataset)
     print(f"\n{folder.name}: {mix}, seed {seed}")

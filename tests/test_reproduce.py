@@ -46,7 +46,7 @@ def rows(**accuracies):
 
 
 def test_rules_are_judged_seed_by_seed_against_the_noise():
-    # B4 - B2 is 0.001 and -0.001 and B3 - B2 is -0.1 twice: a spread of 0.001 over two rules.
+    # B4 - B1 is 0.001 and -0.001, B3 - B1 is -0.1 and B2 - B1 is 0 twice.
     results = reproduce.Results(
         rows(B1=[0.50, 0.60], B2=[0.50, 0.60], B3=[0.40, 0.50], B4=[0.501, 0.599]), "small"
     )

@@ -430,7 +430,10 @@ def test_a_search_that_was_killed_ends_as_an_unbroken_one(homework, tmp_path, mo
     monkeypatch.setattr(train, "train_steps", first)
     log = (tmp_path / "killed" / "search.csv").read_text().splitlines()
     assert len(log) == 3  # the header and two finished runs
+    capsys.readouterr()
     train.main(["--search", "2", "--resume", "--out", str(tmp_path / "killed")])
+    assert "run-3" in capsys.readouterr().out  # and neither run-1 nor run-2 again
+    assert not (tmp_path / "killed" / "earlier-1").exists()
     logs = [(tmp_path / out / "search.csv").read_text() for out in ("whole", "killed")]
     assert logs[0] == logs[1] and logs[0].startswith("mix,seed,val_acc\n")
     assert same_tree(
@@ -445,6 +448,19 @@ def test_a_search_that_was_killed_ends_as_an_unbroken_one(homework, tmp_path, mo
     with pytest.raises(SystemExit) as stop:
         train.main([*flags, "--val", "0", "--out", str(tmp_path / "none")])
     assert stop.value.code == 2 and "--val should be above 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        train.main(
+            ["--search", "2", "--augment", "hflop", "--data", "demo", "--out", str(tmp_path)]
+        )
+    assert stop.value.code == 2 and "did you mean hflip" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", [2, 4, 7, 8])
+def test_narrow_networks_train_in_memory_of_their_own(tmp_path, width):
+    argv = ["--data", "demo", "--limit", "60", "--augment", "hflip", "--lr", "0.1", "--val", "0.3"]
+    argv += ["--model", f"v14:width={width},groups=2,stem_kernel=3", "--epochs", "2"]
+    status, _, stderr = run(ROOT / "train.py", *argv, "--out", tmp_path)
+    assert (status, stderr) == (0, "")
 
 
 def test_a_short_cyclic_run_makes_one_whole_cycle():
