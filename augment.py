@@ -86,7 +86,7 @@ def uniform(low, high, shape, images, generator):
 
 
 def elastic(images, generator, strength):
-    """See-through water: a random field of displacements, blurred (Simard et al. 2003)."""
+    """A random field of displacements, blurred (Simard et al. 2003)."""
     x, y = pixels(images)
     shift_x, shift_y = draw_displacements(images, generator, strength)
     return warp(images, x + shift_x, y + shift_y)

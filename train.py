@@ -3,8 +3,8 @@
     python train.py --model v14 --lr 0.5 --epochs 40     # the report's final recipe
     python train.py --resume                             # go on where a run was stopped or killed
 
-It reads top to bottom: recipes, schedules, the run's state, its checkpoint, the loop, the log and
-the curves, the command line. In --out (default: here) it leaves ckpt.pt (to predict with and to
+It reads top to bottom: recipes, schedules, the run's state, its checkpoint, the loop, the search
+over a mix, the command line. In --out (default: here) it leaves ckpt.pt (to predict with and to
 resume from), best.pt (the best validation epoch), log.csv and curves.png.
 
 Everything random is a function of (seed, epoch, step), so a resumed run ends with the very bits

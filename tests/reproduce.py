@@ -156,9 +156,10 @@ LEDGER = [
     Row("E2", "the same with clean + augmented: the final model", "0.43 (test)", "E2 > E1"),
 ]  # fmt: skip
 
-COLUMNS = "scale command seed epochs val_acc best_val_acc best_epoch train_acc".split()
-SEARCH = "search.csv"
-COLUMNS += "seconds date machine".split()
+COLUMNS = (
+    "scale command seed epochs val_acc best_val_acc best_epoch train_acc seconds date machine"
+).split()
+SEARCH = "search.csv"  # of F11: the log of train.py --search
 
 
 # ---------------------------------------------------------------- running
@@ -220,14 +221,15 @@ def train(name, seed, args):
         scale=args.scale, command=flags, seed=seed, date=time.strftime("%Y-%m-%d"),
         machine=args.machine,
     )  # fmt: skip
-    if "no longer finite" in done.stderr:  # a claim may be decided by that: it counts as chance
+    if "search" in RUNS[name]:
+        for file in filter(Path.is_file, (out / SEARCH, out / "search.png")):
+            shutil.copy(file, args.results)
+    elif "no longer finite" in done.stderr:  # a claim may be decided by that: it counts as chance
         chance = dict.fromkeys(("val_acc", "best_val_acc", "train_acc"), 1 / (classes or 200))
         return {**known, **chance, "epochs": 1, "best_epoch": 1, "seconds": 0}
     if done.returncode:
         raise RuntimeError((done.stderr.strip() or "no message").splitlines()[-1])
     if "search" in RUNS[name]:
-        for file in (SEARCH, "search.png"):
-            shutil.copy(out / file, args.results / file)
         return None
     log = read(out / "log.csv")
     last, best = log[-1], max(log, key=lambda row: float(row["val_acc"]))
@@ -247,6 +249,7 @@ def read(path):
 
 
 def write(path, rows, columns):
+    """A CSV file, replaced whole."""
     with open(path.with_suffix(".tmp"), "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
@@ -325,14 +328,8 @@ class Results:
         return {0: "within noise", wanted: "holds", -wanted: "does not hold"}[sign], seen
 
 
-ORDER = [
-    "not run",
-    "not finished",
-    "one seed only",
-    "does not hold",
-    "within noise",
-    "holds",
-]  # the first decides
+# Of a row's rules the verdict that stands first here decides.
+ORDER = ["not run", "not finished", "one seed only", "does not hold", "within noise", "holds"]
 
 
 def verdict(row, results, args):
@@ -361,11 +358,10 @@ def search_verdict(args):
         seen.append(f"{label}: {gain:+.3f} ± {noise:.3f}")
         mix = mixes[label]
     seen.append(f"then no gain; worse without {', '.join(worse) or 'none'} ({len(seeds)} seeds)")
-    if set(out) == {"invert", "elastic", "equalize"}:
+    theirs = {"invert", "elastic", "equalize"}
+    if set(out) == theirs:
         return "holds", "; ".join(seen)
-    against = {"gray", "hflip", "vflip"} & set(out) or {"invert", "elastic", "equalize"} & set(
-        worse
-    )
+    against = {"gray", "hflip", "vflip"} & set(out) | theirs & set(worse)
     return ("does not hold" if against else "within noise"), "; ".join(seen)
 
 
@@ -431,7 +427,8 @@ def main(argv=None):
         for seed in seeds
         for name in wanted(args)
         if (args.scale, command(name, args.scale), seed) not in done
-        and not ("search" in RUNS[name] and (seed or (args.results / SEARCH).is_file()))
+        # The search has its seeds within, and is done once its last round is.
+        and not ("search" in RUNS[name] and (seed or search_verdict(args)[0] != "not finished"))
     ]
     if args.dry_run:
         for name, seed in todo:
