@@ -14,6 +14,7 @@ import argparse
 import csv
 import io
 import math
+import statistics
 import sys
 from collections import Counter
 from pathlib import Path
@@ -393,25 +394,59 @@ def draw_curves(rows, title):
     return canvas.resize((1040, 390), Image.Resampling.LANCZOS)
 
 
+def noise(groups, count):
+    """How far from zero a mean of `count` differences comes by chance: half its 95 % interval.
+
+    Its spread is pooled over the groups (lists of differences, each about its own mean) since two
+    or three tell little; NaN where none has two. The quantile of Student's t is the first terms of
+    its expansion (Abramowitz and Stegun 26.7.5).
+    """
+    squares = sum((x - statistics.mean(group)) ** 2 for group in groups for x in group)
+    freedom = sum(len(group) - 1 for group in groups if group)
+    if not freedom:
+        return math.nan
+    t = 1.960 + 2.372 / freedom + 2.823 / freedom**2 + 2.556 / freedom**3
+    return t * math.sqrt(squares / freedom / count)
+
+
+def compare(mixes, known, seeds):
+    """(a row for each mix: label, mean, spread, gain over the first, verdict; the noise of a gain).
+
+    known: accuracy by (mix, seed). Mixes are compared seed by seed, since a seed is a split.
+    """
+    accuracies = [[known[mix, seed] for seed in seeds] for mix in mixes.values()]
+    gains = [[a - b for a, b in zip(row, accuracies[0])] for row in accuracies]
+    chance, rows = noise(gains[1:], len(seeds)), []
+    for label, row, gain in zip(mixes, accuracies, map(statistics.mean, gains)):
+        verdict = "better" if gain > chance else "worse" if gain < -chance else "within noise"
+        verdict = verdict if rows else "all of it"
+        rows.append((label, statistics.mean(row), statistics.stdev(row), gain, verdict))
+    return rows, chance
+
+
 def draw_bars(rounds, title):
     """One bar a mix, the rounds of a search below each other: a Pillow picture, 1040 px wide.
 
     rounds: lists of (label, mean, spread, gain, verdict); the whisker is the spread either side.
     """
     count = sum(map(len, rounds))
-    height = 110 + 26 * count + 20 * len(rounds)
+    height = 90 + 26 * count + 40 * len(rounds)
     canvas = Image.new("RGB", (1040 * SCALE, height * SCALE), "white")
     draw = ImageDraw.Draw(canvas)
     font, large = ImageFont.load_default(13 * SCALE), ImageFont.load_default(17 * SCALE)
+    while large.getlength(title) > 1000 * SCALE:
+        title = title[:-2].rstrip("…") + "…"
     draw.text((20 * SCALE, 10 * SCALE), title, "black", large)
-    left, right, y = 200 * SCALE, 850 * SCALE, 50 * SCALE
+    left, right, y = 200 * SCALE, 850 * SCALE, 44 * SCALE
     top = max(mean + spread for bars in rounds for _, mean, spread, *_ in bars) or 1
     scale = (right - left) / top
     for value in ticks(top):
         x = left + value * scale
         draw.line([(x, y), (x, (height - 40) * SCALE)], "#dddddd", SCALE)
         draw.text((x, (height - 34) * SCALE), f"{value:g}", "black", font, anchor="ma")
-    for bars in rounds:
+    for number, bars in enumerate(rounds, 1):
+        draw.text((20 * SCALE, y), f"round {number}", "black", font)
+        y += 24 * SCALE
         for label, mean, spread, _, verdict in bars:
             middle, end = y + 10 * SCALE, left + mean * scale
             draw.text((left - 10 * SCALE, middle), label, "black", font, anchor="rm")
@@ -421,7 +456,7 @@ def draw_bars(rounds, title):
             beside = (whisker[1][0] + 8 * SCALE, middle)
             draw.text(beside, f"{mean:.3f} {verdict}", "black", font, anchor="lm")
             y += 26 * SCALE
-        y += 20 * SCALE
+        y += 16 * SCALE
     return canvas.resize((1040, height), Image.Resampling.LANCZOS)
 
 

@@ -19,7 +19,6 @@ import itertools
 import math
 import platform
 import signal
-import statistics
 import sys
 import threading
 import time
@@ -46,11 +45,15 @@ RECIPES = {
     ),
 }  # fmt: skip
 FILES = ["ckpt.pt", "best.pt", "log.csv", "curves.png"]  # what a run writes into --out
-MAY_CHANGE = ["data", "out", "resume", "recipe", "search"]  # flags that a resumed run may give anew
+MAY_CHANGE = ["data", "out", "resume", "recipe"]  # flags that a resumed run may give anew
 
 
 class RunFailed(Exception):
     """The run can't go on; the message says in one sentence why and what to try."""
+
+
+class Diverged(RunFailed):
+    """The loss or the weights are no longer finite."""
 
 
 # ---------------------------------------------------------------- optimiser and schedule
@@ -200,7 +203,7 @@ class Run:
 def save(run, name="ckpt.pt"):
     """Write a checkpoint, whole or not at all; never one whose weights aren't finite."""
     if not all(w.isfinite().all() for w in run.network.state_dict().values()):
-        raise RunFailed(not_finite(run, "the weights are"))
+        raise Diverged(not_finite(run, "the weights are"))
     state = run.state()
     if name != "ckpt.pt":
         del state["resume"]
@@ -286,7 +289,7 @@ def finish_epoch(run):
     """Validate; returns the epoch's figures for the log."""
     loss, right, count = run.totals.tolist()
     if not math.isfinite(loss):
-        raise RunFailed(not_finite(run, "the loss is"))
+        raise Diverged(not_finite(run, "the loss is"))
     row = {"epoch": run.epoch + 1, "lr": run.rate}
     row.update(train_loss=loss / count, train_acc=right / count, val_loss="", val_acc="")
     if len(run.val_labels):
@@ -369,28 +372,10 @@ def without_one(mix):
     return mixes
 
 
-def compare(mixes, known, seeds):
-    """(a row for each mix: label, mean, spread, gain over the first, verdict; the noise).
-
-    known: accuracy by (mix, seed). Mixes are compared seed by seed, since a seed is a split; the
-    noise is twice the standard error of a gain, its spread pooled over all the mixes.
-    """
-    accuracies = [[known[mix, seed] for seed in seeds] for mix in mixes.values()]
-    gains = [[a - b for a, b in zip(row, accuracies[0])] for row in accuracies]
-    squares = sum((g - statistics.mean(row)) ** 2 for row in gains for g in row)
-    freedom = max(1, (len(gains) - 1) * (len(seeds) - 1))
-    noise, rows = 2 * math.sqrt(squares / freedom / len(seeds)), []
-    for label, row, gain in zip(mixes, accuracies, map(statistics.mean, gains)):
-        verdict = "better" if gain > noise else "worse" if gain < -noise else "within noise"
-        verdict = verdict if rows else "all of it"
-        rows.append((label, statistics.mean(row), statistics.stdev(row), gain, verdict))
-    return rows, noise
-
-
 def prepare_search(args):
     """The arguments, the accuracies known from before a kill, and the data."""
     out, known, resume = Path(args.out), {}, args.resume
-    models.parse(args.model), augment.parse(args.augment)  # before anything is moved aside
+    models.parse(args.model)  # before anything is moved aside
     if out.is_file():
         raise ValueError(f"--out {out} is a file: name a folder")
     if resume:
@@ -399,6 +384,8 @@ def prepare_search(args):
             with open(out / "search.csv", newline="", encoding="utf-8") as file:
                 for row in csv.DictReader(file):
                     known[row["mix"], int(row["seed"])] = float(row["val_acc"])
+    if not without_one(args.augment):
+        raise ValueError(f"--augment {args.augment} has nothing that a search could leave out")
     if args.val == 0:
         raise ValueError("a search compares validation accuracies: --val should be above 0")
     dataset = data.load(args.data, args.size, args.limit, test=False)
@@ -423,7 +410,7 @@ def search(args, known, dataset, count):
                 known[key] = search_run(args, *key, out / f"run-{len(known) + 1}", dataset)
                 rows = [(*key, accuracy) for key, accuracy in known.items()]
                 predict.write_table(out / "search.csv", ["mix", "seed", "val_acc"], rows)
-        rows, noise = compare(mixes, known, seeds)
+        rows, noise = predict.compare(mixes, known, seeds)
         rounds.append(rows)
         print(f"\nround {len(rounds)}, {count} seeds a mix, noise {noise:.4f}")
         for label, mean, spread, gain, verdict in rows:
@@ -438,13 +425,17 @@ def search(args, known, dataset, count):
 
 
 def search_run(args, mix, seed, folder, dataset):
-    """The validation accuracy after the last epoch of one run of a search."""
+    """The last epoch's validation accuracy of one run of a search; chance if it diverges."""
     given = {"augment": mix, "seed": seed, "data": args.data}
-    changes = dict(augment=mix, seed=seed, out=str(folder), search=None, given=given)
+    changes = dict(augment=mix, seed=seed, out=str(folder), given=given)
     changes["resume"] = (folder / "ckpt.pt").is_file()
     run = checked(prepare, argparse.Namespace(**{**vars(args), **changes}), dataset)
     print(f"\n{folder.name}: {mix}, seed {seed}")
-    fit(run)
+    try:
+        fit(run)
+    except Diverged as error:
+        print(f"{error}; it counts as chance")
+        return 1 / len(run.classes)
     return run.rows[-1]["val_acc"]
 
 
@@ -529,7 +520,8 @@ def resumed_args(args, checkpoint):
 def to_resume(out):
     """The checkpoint of the run in a folder."""
     if not (out / "ckpt.pt").is_file():
-        raise ValueError(f"nothing to resume: there is no ckpt.pt in {out}/")
+        hint = "; there is a search: give --search too" if (out / "search.csv").is_file() else ""
+        raise ValueError(f"nothing to resume: there is no ckpt.pt in {out}/{hint}")
     return models.load_checkpoint(out / "ckpt.pt")[1]
 
 

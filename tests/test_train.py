@@ -397,9 +397,10 @@ def test_a_search_compares_seed_by_seed_and_against_the_noise():
     known = {("a", 0): 0.50, ("a", 1): 0.60}  # the second split is an easier one
     known.update({("b", 0): 0.551, ("b", 1): 0.649, ("c", 0): 0.501, ("c", 1): 0.599})
     known.update({("d", 0): 0.449, ("d", 1): 0.551})
-    rows, noise = train.compare(mixes, known, range(2))
-    # Each gain differs by 0.002 between the seeds: spread 0.001414, over two seeds 0.001.
-    assert noise == pytest.approx(0.002)
+    rows, noise = predict.compare(mixes, known, range(2))
+    # Each gain differs by 0.002 between the seeds: spread 0.001414, over two seeds 0.001; the 0.975
+    # quantile of Student's t with three degrees of freedom is 3.182.
+    assert noise == pytest.approx(0.003182, rel=0.01)
     assert [row[4] for row in rows] == ["all of it", "better", "within noise", "worse"]
     assert [row[3] for row in rows] == pytest.approx([0, 0.05, 0, -0.05])
     assert rows[1][1:3] == pytest.approx((0.6, 0.098 / 2**0.5))
@@ -442,6 +443,11 @@ def test_a_search_that_was_killed_ends_as_an_unbroken_one(homework, tmp_path, mo
             for out in ("whole", "killed")
         )
     )
+    # Neither other seeds nor no search at all goes on with it.
+    for given, told in (["--search", "3"], "which has 2"), ([], "give --search too"):
+        with pytest.raises(SystemExit) as stop:
+            train.main([*given, "--resume", "--out", str(tmp_path / "killed")])
+        assert stop.value.code == 2 and told in capsys.readouterr().err
     # A new search moves the old one aside, and one without validation is refused.
     train.main([*flags, "--out", str(tmp_path / "killed")])
     assert (tmp_path / "killed" / "earlier-1" / "run-1" / "ckpt.pt").is_file()
@@ -453,6 +459,31 @@ def test_a_search_that_was_killed_ends_as_an_unbroken_one(homework, tmp_path, mo
             ["--search", "2", "--augment", "hflop", "--data", "demo", "--out", str(tmp_path)]
         )
     assert stop.value.code == 2 and "did you mean hflip" in capsys.readouterr().err
+
+
+def test_in_a_search_what_diverges_counts_as_chance(homework, tmp_path, monkeypatch, capsys):
+    first = train.finish_epoch
+
+    def diverges(run):
+        if "invert" not in run.args.augment:
+            run.totals += math.nan
+        return first(run)
+
+    monkeypatch.setattr(train, "finish_epoch", diverges)
+    flags = ["--data", str(homework), "--model", TINY, *SEARCH, "--search", "2"]
+    train.main([*flags, "--out", str(tmp_path)])
+    assert "no longer finite" in capsys.readouterr().out
+    with open(tmp_path / "search.csv", newline="") as file:
+        known = {(row["mix"], row["seed"]): row["val_acc"] for row in csv.DictReader(file)}
+    classes = len(data.load(str(homework)).classes)
+    assert [float(known["hflip:0.5", seed]) for seed in "01"] == [1 / classes] * 2
+
+
+def test_a_search_without_anything_to_leave_out_is_refused(homework, tmp_path, capsys):
+    flags = ["--data", str(homework), "--model", TINY, "--augment", "clean", "--search", "2"]
+    with pytest.raises(SystemExit) as stop:
+        train.main([*flags, "--out", str(tmp_path)])
+    assert stop.value.code == 2 and "nothing that a search" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("width", [2, 4, 7, 8])
