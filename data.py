@@ -649,47 +649,88 @@ def on_device(images, device):
     """The pictures where the arithmetic is, if they take at most half of the memory free there."""
     if device.type == "cuda" and images.nbytes * 2 < torch.cuda.mem_get_info(device)[0]:
         return images.to(device)
-    return images.pin_memory() if device.type == "cuda" else images
+    return images
 
 
 class Batches:
     """The epochs of a training set that is a concatenation of copies, one pipeline a copy.
 
     One epoch shows every picture once per copy, shuffled as one. Its order is a function of
-    (seed, epoch), and what a pipeline draws one of (seed, epoch, step).
+    (seed, epoch), and what a pipeline draws one of (seed, epoch, step, rank). A batch is shared
+    out over the processes of a run: this one is number `rank` of `world`.
     """
 
-    def __init__(self, images, labels, indices, pipelines, batch_size, seed, device):
+    def __init__(self, images, labels, indices, pipelines, batch_size, seed, device, share=(0, 1)):
         self.images, self.labels, self.indices = images, labels, indices
-        self.pipelines, self.seed, self.device = pipelines, seed, device
+        self.pipelines, self.seed, self.device = pipelines, seed, torch.device(device)
+        self.rank, self.world = share
         self.total = len(indices) * len(pipelines)
-        # The remainder is spread over the batches, and no picture is alone in one: batch norm
-        # has nothing to normalise by there.
-        self.steps = max(1, min(-(-self.total // batch_size), self.total // 2))
+        # The remainder is spread over the batches, and no picture is alone in a process's part of
+        # one: batch norm has nothing to normalise by there.
+        fewest = 2 * self.world
+        self.steps = max(1, min(-(-self.total // batch_size), self.total // fewest))
+        self.bounds = [self.total * i // self.steps for i in range(self.steps + 1)]
         self.generator = torch.Generator(device)
+        self.stream = None  # of copies, where the pictures are not on the GPU
+        if images.device.type != self.device.type:
+            self.stream = torch.cuda.Stream(self.device)
 
     def __len__(self):
         return self.steps
 
+    def batch_size(self, step):
+        """Pictures in a batch, those of all processes together."""
+        return self.bounds[step + 1] - self.bounds[step]
+
+    def order(self, epoch):
+        """(this process's pictures in the order of an epoch, how many [steps][copies]).
+
+        Within a batch in order of copy: so each copy is one contiguous slice, its length known
+        without asking the device.
+        """
+        generator = torch.Generator().manual_seed(seed_from(self.seed, epoch))
+        places = torch.arange(self.total)
+        lows, sizes = torch.tensor(self.bounds[:-1]), torch.tensor(self.bounds).diff()
+        step = torch.arange(self.steps).repeat_interleave(sizes)
+        place = places - lows[step]
+        mine = (place >= sizes[step] * self.rank // self.world) & (
+            place < sizes[step] * (self.rank + 1) // self.world
+        )
+        order, step = torch.randperm(self.total, generator=generator)[mine], step[mine]
+        copies, pictures = order // len(self.indices), self.indices[order % len(self.indices)]
+        groups = step * len(self.pipelines) + copies
+        counts = groups.bincount(minlength=self.steps * len(self.pipelines))
+        by_group = groups.argsort(stable=True)
+        return pictures[by_group], counts.view(self.steps, len(self.pipelines)).tolist()
+
+    def fetch(self, chosen):
+        """uint8 pictures on the device: from the host's memory by a stream that copies ahead."""
+        if self.stream is None:
+            return self.images[chosen]
+        shape = (len(chosen), *self.images.shape[1:])
+        pinned = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        torch.index_select(self.images, 0, chosen, out=pinned)
+        with torch.cuda.stream(self.stream):
+            return pinned.to(self.device, non_blocking=True)
+
     def epoch(self, epoch, start=0):
         """Yield (x float [B, 3, S, S] in [0, 1], y int64 [B]) on the device, from step start on."""
-        generator = torch.Generator().manual_seed(seed_from(self.seed, epoch))
-        order = torch.randperm(self.total, generator=generator)
-        copies, pictures = order // len(self.indices), self.indices[order % len(self.indices)]
-        bounds = [self.total * i // self.steps for i in range(self.steps + 1)]
+        pictures, counts = self.order(epoch)
+        sizes = [sum(lengths) for lengths in counts]
+        labels = self.labels[pictures.to(self.labels.device)].split(sizes)
+        pictures = pictures.to(self.images.device).split(sizes)
+        ahead = self.fetch(pictures[start]) if start < self.steps else None
         for step in range(start, self.steps):
-            batch = slice(bounds[step], bounds[step + 1])
-            # In order of copy, each copy is one contiguous slice, its length known without asking
-            # the device.
-            chosen = pictures[batch][copies[batch].argsort(stable=True)].to(self.images.device)
-            lengths = copies[batch].bincount(minlength=len(self.pipelines)).tolist()
-            x = self.images[chosen].to(self.device, non_blocking=True).float().div_(255)
-            y = self.labels[chosen].to(self.device, non_blocking=True)
-            self.generator.manual_seed(seed_from(self.seed, epoch, step))
-            for part, pipeline in zip(x.split(lengths), self.pipelines):
+            if self.stream:
+                torch.cuda.current_stream(self.device).wait_stream(self.stream)
+                ahead.record_stream(torch.cuda.current_stream(self.device))
+            x = ahead.float().div_(255)
+            ahead = self.fetch(pictures[step + 1]) if step + 1 < self.steps else None
+            self.generator.manual_seed(seed_from(self.seed, epoch, step, 2 * self.rank))
+            for part, pipeline in zip(x.split(counts[step]), self.pipelines):
                 if len(part):
                     part.copy_(pipeline(part, self.generator))
-            yield x, y
+            yield x, labels[step]
 
 
 # ---------------------------------------------------------------- what is said and written
@@ -780,6 +821,12 @@ def write_file(path, write):
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_folder(path):
+    """ValueError where no folder can be: before the work, not after it."""
+    if Path(path).exists() and not Path(path).is_dir():
+        raise ValueError(f"--out {path} is a file: name a folder")
 
 
 def check_out(path):

@@ -6,23 +6,32 @@
     python predict.py best.pt --score               # how well it does on what training didn't see
 
 logits() is the one inference path: what train.py reports as validation comes from it as well.
-The choice of device and precision stands here too, since training and inference share it, and so
-do the charts that train.py draws.
+What training shares with it stands here too: the choice of device and precision, what several
+processes of a run say to each other; and the words, comparisons and charts of training.
 """
 
 import argparse
 import csv
+import functools
 import io
+import itertools
 import math
+import os
+import signal
 import statistics
 import sys
+import threading
+import time
 from collections import Counter
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
+import augment
 import data
 import models
 
@@ -33,21 +42,27 @@ VIEWS = [
     for flip in (False, True)
 ]
 
-# ---------------------------------------------------------------- device and precision
+# ---------------------------------------------------------------- device, precision, processes
 
 
 def choose_device():
-    """The first GPU if this torch can use it, else the CPU; ValueError for a GPU it can't use."""
+    """The first GPU (of several processes, each its own) if this torch can use it, else the CPU;
+    ValueError for a GPU that it can't use.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    capability, kernels = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
+    number = int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))
+    if number >= torch.cuda.device_count():
+        raise ValueError(f"process {number + 1} of this machine has no GPU: start fewer of them")
+    device = torch.device("cuda", number)
+    capability, kernels = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
     if not has_kernels(capability, kernels):
         raise ValueError(
-            f"this torch has no kernels for {torch.cuda.get_device_name()} (sm_{capability[0]}"
-            f"{capability[1]}, it has {' '.join(kernels)}): install an older torch, choose another "
-            'card, or set CUDA_VISIBLE_DEVICES="" to use the CPU'
+            f"this torch has no kernels for {torch.cuda.get_device_name(device)} "
+            f"(sm_{capability[0]}{capability[1]}, it has {' '.join(kernels)}): install an older "
+            'torch, choose another card, or set CUDA_VISIBLE_DEVICES="" to use the CPU'
         )
-    return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def has_kernels(capability, kernels):
@@ -110,11 +125,93 @@ def autocast(device, precision):
 
 def computed_on(device, precision):
     """'cpu, 2 threads, float32': what must be the same for a resumed run to give the same bits."""
-    kind = str(precision).replace("torch.", "")
+    kind, world = str(precision).replace("torch.", ""), processes()[1]
+    kind = f"{world} processes, {kind}" if world > 1 else kind
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {kind}"
     threads = torch.get_num_threads()
     return f"cpu, {threads} thread{'s' if threads > 1 else ''}, {kind}"
+
+
+@contextmanager
+def environment(device):
+    """Join the processes that torchrun started, if it did, and let a GPU choose its algorithms;
+    afterwards all is as it was.
+    """
+    before = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True  # shapes stay the same: worth a try of each algorithm
+        torch.set_float32_matmul_precision("high")  # TF32, for what isn't in half precision anyway
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
+        torch.backends.cudnn.benchmark = before[0]
+        torch.set_float32_matmul_precision(before[1])
+
+
+def seconds(device, function, budget=0.0):
+    """Median seconds of a call, the first not counted: of two, or of more within a budget."""
+    times = []
+    while len(times) < 3 or (sum(times) < budget and len(times) < 50):
+        begin = time.monotonic()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.monotonic() - begin)
+    return statistics.median(times[1:])
+
+
+def processes():
+    """(number of this process, how many there are): (0, 1) where there is one."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def over_all(values, largest=False):
+    """The sum, or the largest, of each number of a tensor over all processes; in place."""
+    if processes()[1] > 1:
+        dist.all_reduce(values, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM)
+    return values
+
+
+@contextmanager
+def stop_signals():
+    """A list that Ctrl-C and SIGTERM add to, for the loop to look at; Ctrl-C again interrupts."""
+    received, before = [], {}
+
+    def note(number, frame):
+        received.append(signal.Signals(number).name)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    if threading.current_thread() is threading.main_thread():
+        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def one_voice():
+    """A context in which of several processes only the first prints."""
+    return redirect_stdout(io.StringIO()) if processes()[0] else nullcontext()
+
+
+def explained(error):
+    """A sentence for what torch can only stumble over; other errors are raised again."""
+    text = str(error).lower()
+    if "out of memory" in text or "can't allocate memory" in text:
+        return "out of memory: try a smaller --batch-size, --size or network"
+    if any(word in text for word in ("gloo", "nccl", "connection")):
+        return "another process of this run died; --resume goes on after the last finished epoch"
+    raise error
 
 
 # ---------------------------------------------------------------- inference
@@ -309,6 +406,121 @@ def draw_mistakes(images, labels, ids, probabilities, chosen, classes):
     return data.sheet([images[i] for i in chosen], captions, columns=6, title=title)
 
 
+# ---------------------------------------------------------------- what training says
+
+HEADER = "epoch       lr  train loss   acc    val loss   acc    pictures/s  seconds"
+
+
+def print_start(run):
+    """What is about to be trained, on what, with what."""
+    count = sum(p.numel() for p in run.network.parameters())
+    train, val = len(run.batches.indices), run.val_count
+    mix = " + ".join(map(str, run.batches.pipelines))
+    print(
+        f"data: {run.source}, {len(run.classes)} classes, {run.size} px, {train:,} pictures to "
+        f"train on, {val:,} for validation\n"
+        f"mix: {mix}: {run.batches.total:,} pictures an epoch in {len(run.batches):,} steps\n"
+        f"model: {run.args.model}, {count:,} parameters\n"
+        f"computed on: {computed_on(run.device, run.precision)}"
+    )
+    if run.epoch or run.step:
+        print(f"resumed after epoch {run.epoch} and {run.step} steps")
+
+
+def table_row(row):
+    """A line of the table under HEADER."""
+    loss, acc = row["val_loss"], row["val_acc"]
+    val = f"{'-':>8} {'-':>7}" if acc == "" else f"{loss:8.4f} {acc:7.4f}"
+    return (
+        f"{row['epoch']:5} {row['lr']:8.5f}    {row['train_loss']:8.4f} {row['train_acc']:7.4f}"
+        f"  {val}  {row['images_per_second']:10,.0f} {row['seconds']:8.1f}"
+    )
+
+
+def summary(run):
+    """What the run came to, and which file and figure is which."""
+    last, best = run.rows[-1], best_row(run.rows)
+    text = f"ckpt.pt: the last epoch, {last['epoch']}"
+    if best:
+        text += (
+            f", validation accuracy {last['val_acc']:.4f}\nbest.pt: the best epoch, "
+            f"{best['epoch']}, {best['val_acc']:.4f} (chosen on validation, so a little flattered)"
+        )
+    return f"{text}\nnext: python predict.py {run.out / 'ckpt.pt'}"
+
+
+# ---------------------------------------------------------------- greedy search over a mix
+
+
+def without_one(mix):
+    """{label: mix} of the mixes that lack one augmentation; a copy left with none is clean."""
+    mixes, pipelines = {}, augment.parse(mix)
+    for i, pipeline in enumerate(pipelines):
+        for j, step in enumerate(pipeline.steps):
+            rest = augment.Pipeline(pipeline.steps[:j] + pipeline.steps[j + 1 :])
+            label = f"without {step.name}" + (f" in copy {i + 1}" if len(pipelines) > 1 else "")
+            mixes[label] = "+".join(map(str, [*pipelines[:i], rest, *pipelines[i + 1 :]]))
+    return mixes
+
+
+def noise(groups, count):
+    """How far from zero a mean of `count` differences comes by chance: half its 95 % interval.
+
+    Its spread is pooled over the groups (lists of differences, each about its own mean) since two
+    or three tell little; NaN where none has two. The quantile of Student's t is the first terms of
+    its expansion (Abramowitz and Stegun 26.7.5).
+    """
+    squares = sum((x - statistics.mean(group)) ** 2 for group in groups for x in group)
+    freedom = sum(len(group) - 1 for group in groups if group)
+    if not freedom:
+        return math.nan
+    t = 1.960 + 2.372 / freedom + 2.823 / freedom**2 + 2.556 / freedom**3
+    return t * math.sqrt(squares / freedom / count)
+
+
+def compare(mixes, known, seeds):
+    """(a row for each mix: label, mean, spread, gain over the first, verdict; the noise of a gain).
+
+    known: accuracy by (mix, seed). Mixes are compared seed by seed, since a seed is a split.
+    """
+    accuracies = [[known[mix, seed] for seed in seeds] for mix in mixes.values()]
+    gains = [[a - b for a, b in zip(row, accuracies[0])] for row in accuracies]
+    chance, rows = noise(gains[1:], len(seeds)), []
+    for label, row, gain in zip(mixes, accuracies, map(statistics.mean, gains)):
+        verdict = "better" if gain > chance else "worse" if gain < -chance else "within noise"
+        verdict = verdict if rows else "all of it"
+        rows.append((label, statistics.mean(row), statistics.stdev(row), gain, verdict))
+    return rows, chance
+
+
+def search(mix, seeds, out, accuracy):
+    """Leave one augmentation out of the mix at a time while that gains more than the noise.
+
+    The report's search, which its author did by hand (F11). accuracy(mix, seed, folder) trains in
+    a folder below `out`; after each such run search.csv is written, after each round search.png.
+    """
+    title, known, rounds = f"validation accuracy, from {mix}", {}, []
+    while True:
+        mixes = {"the mix": mix, **without_one(mix)}
+        for key in itertools.product(mixes.values(), seeds):
+            if key not in known:
+                known[key] = accuracy(*key, out / f"run-{len(known) + 1}")
+                rows = [(*run, value) for run, value in known.items()]
+                write_table(out / "search.csv", ["mix", "seed", "val_acc"], rows)
+        rows, chance = compare(mixes, known, seeds)
+        rounds.append(rows)
+        print(f"\nround {len(rounds)}, {len(seeds)} seeds a mix, noise {chance:.4f}")
+        for label, mean, spread, gain, verdict in rows:
+            print(f"{label:<24} {mean:.4f} ± {spread:.4f}   {gain:+.4f}  {verdict}")
+        chart = draw_bars(rounds, title)
+        data.write_file(out / "search.png", functools.partial(chart.save, format="PNG"))
+        best = max(rows, key=lambda row: row[3])
+        if best[4] != "better":
+            break
+        mix = mixes[best[0]]
+    print(f"the search ends with --augment {mix}")
+
+
 # ---------------------------------------------------------------- charts of training
 
 TRAIN_COLOUR, VAL_COLOUR = "#D55E00", "#0072B2"  # told apart by the colour-blind (Okabe and Ito)
@@ -392,36 +604,6 @@ def draw_curves(rows, title):
         draw.text((x, 44 * SCALE), text, colour, font)
         x += font.getlength(text) + 14 * SCALE
     return canvas.resize((1040, 390), Image.Resampling.LANCZOS)
-
-
-def noise(groups, count):
-    """How far from zero a mean of `count` differences comes by chance: half its 95 % interval.
-
-    Its spread is pooled over the groups (lists of differences, each about its own mean) since two
-    or three tell little; NaN where none has two. The quantile of Student's t is the first terms of
-    its expansion (Abramowitz and Stegun 26.7.5).
-    """
-    squares = sum((x - statistics.mean(group)) ** 2 for group in groups for x in group)
-    freedom = sum(len(group) - 1 for group in groups if group)
-    if not freedom:
-        return math.nan
-    t = 1.960 + 2.372 / freedom + 2.823 / freedom**2 + 2.556 / freedom**3
-    return t * math.sqrt(squares / freedom / count)
-
-
-def compare(mixes, known, seeds):
-    """(a row for each mix: label, mean, spread, gain over the first, verdict; the noise of a gain).
-
-    known: accuracy by (mix, seed). Mixes are compared seed by seed, since a seed is a split.
-    """
-    accuracies = [[known[mix, seed] for seed in seeds] for mix in mixes.values()]
-    gains = [[a - b for a, b in zip(row, accuracies[0])] for row in accuracies]
-    chance, rows = noise(gains[1:], len(seeds)), []
-    for label, row, gain in zip(mixes, accuracies, map(statistics.mean, gains)):
-        verdict = "better" if gain > chance else "worse" if gain < -chance else "within noise"
-        verdict = verdict if rows else "all of it"
-        rows.append((label, statistics.mean(row), statistics.stdev(row), gain, verdict))
-    return rows, chance
 
 
 def draw_bars(rounds, title):

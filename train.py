@@ -3,8 +3,8 @@
     python train.py --model v14 --lr 0.5 --epochs 40     # the report's final recipe
     python train.py --resume                             # go on where a run was stopped or killed
 
-It reads top to bottom: recipes, schedules, the run's state, its checkpoint, the loop, the search
-over a mix, the command line. In --out (default: here) it leaves ckpt.pt (to predict with and to
+It reads top to bottom: recipes, schedules, the run's state, its checkpoint, the loop, the runs of
+a search, the command line. In --out (default: here) it leaves ckpt.pt (to predict with and to
 resume from), best.pt (the best validation epoch), log.csv and curves.png.
 
 Everything random is a function of (seed, epoch, step), so a resumed run ends with the very bits
@@ -13,18 +13,17 @@ choice of algorithms decides).
 """
 
 import argparse
-import csv
 import functools
+import io
 import itertools
 import math
 import platform
-import signal
 import sys
-import threading
 import time
 import warnings
-from contextlib import contextmanager
 from pathlib import Path
+
+STARTED = time.monotonic()  # before torch is imported, which may take seconds of --minutes
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +44,14 @@ RECIPES = {
     ),
 }  # fmt: skip
 FILES = ["ckpt.pt", "best.pt", "log.csv", "curves.png"]  # what a run writes into --out
-MAY_CHANGE = ["data", "out", "resume", "recipe"]  # flags that a resumed run may give anew
+MAY_CHANGE = [
+    "data",
+    "out",
+    "resume",
+    "recipe",
+    "minutes",
+    "compile",
+]  # flags that a resumed run may give anew
 
 
 class RunFailed(Exception):
@@ -94,18 +100,25 @@ SCHEDULES = {
 class Run:
     """All that a run consists of: args, data, network, optimiser, and how far it has come."""
 
-    def __init__(self, args, checkpoint=None, dataset=None):
+    def __init__(self, args, checkpoint=None, dataset=None, started=None):
         """Read the data and build everything; a checkpoint gives back what it holds."""
         self.args, self.out = args, Path(args.out)
+        self.rank, self.world = predict.processes()
+        if not checkpoint:
+            args.processes = self.world
+        self.deadline = (started or time.monotonic()) + 60 * (args.minutes or math.inf)
+        self.finishing = 0.0  # seconds that validating and writing take
         self.model, self.options = models.parse(args.model)
         self.device = predict.choose_device()
         self.precision = predict.choose_precision(self.device)
-        self.read(augment.parse(args.augment), checkpoint, dataset)
-        self.build()
         self.epoch, self.step = 0, 0  # whole epochs done, and steps done of the next one
         self.rate = args.lr  # of the last step
         self.totals = self.no_totals()
         self.rows = []  # of the log
+        self.read(augment.parse(args.augment), checkpoint, dataset)
+        if args.minutes:
+            args.epochs = plan(self, args.epochs)
+        self.build()
         if checkpoint:
             self.restore(checkpoint)
 
@@ -116,7 +129,7 @@ class Run:
         if checkpoint:
             data.require_same(dataset, checkpoint)
         train, val = data.parts(dataset, args.val, args.seed)
-        if len(train) < 2:
+        if len(train) < 2 * self.world:
             raise ValueError(f"only {len(train)} left to train on: lower --val or raise --limit")
         # What was left to the data is kept with the run, so that --resume may name it.
         args.size = dataset.images.shape[-1]
@@ -126,9 +139,12 @@ class Run:
         self.mean, self.std = data.statistics(dataset.images, train)
         images = data.on_device(dataset.images, self.device)
         labels = dataset.labels.to(self.device)
+        self.val_count, val = len(val), val[self.rank :: self.world]
         self.val_images, self.val_labels = images[val.to(images.device)], labels[val]
+        # What one step sees stays the same when a run is resumed with more processes or fewer.
+        batch_size, share = args.batch_size * args.processes, (self.rank, self.world)
         self.batches = data.Batches(
-            images, labels, train, pipelines, args.batch_size, args.seed, self.device
+            images, labels, train, pipelines, batch_size, args.seed, self.device, share
         )
 
     def build(self):
@@ -139,7 +155,11 @@ class Run:
             self.model, len(self.classes), self.mean, self.std, **self.options
         )
         layout = predict.memory_format(network, self.device, self.precision)
-        self.network = network.to(self.device, memory_format=layout)
+        self.network = self.forward = network.to(self.device, memory_format=layout)
+        if self.world > 1:  # averages gradients; batch norm sees its own part, and counts rank 0's
+            self.forward = torch.nn.parallel.DistributedDataParallel(self.network)
+        if args.compile:
+            self.forward = torch.compile(self.forward, dynamic=False)
         self.optimizer = make_optimizer(self.network, args)
         self.schedule = SCHEDULES[args.schedule](self.optimizer, args, len(self.batches))
         scaled = self.precision == torch.float16  # whose smallest gradients would vanish
@@ -193,7 +213,7 @@ class Run:
         self.schedule.load_state_dict({**self.schedule.state_dict(), **resume["schedule"]})
         self.scaler.load_state_dict(resume["scaler"])
         self.epoch, self.step = checkpoint["epoch"], resume["step"]
-        self.totals = resume["totals"].to(self.device)
+        self.totals = resume["totals"].to(self.device) * (self.rank == 0)
         self.rows = checkpoint["log"]
 
 
@@ -204,6 +224,8 @@ def save(run, name="ckpt.pt"):
     """Write a checkpoint, whole or not at all; never one whose weights aren't finite."""
     if not all(w.isfinite().all() for w in run.network.state_dict().values()):
         raise Diverged(not_finite(run, "the weights are"))
+    if run.rank:
+        return
     state = run.state()
     if name != "ckpt.pt":
         del state["resume"]
@@ -220,6 +242,8 @@ def not_finite(run, what):
 
 def write_log(run):
     """log.csv and curves.png, from the rows of the run, which the checkpoint holds too."""
+    if run.rank:
+        return
     predict.write_table(run.out / "log.csv", run.rows[0], (row.values() for row in run.rows))
     curves = predict.draw_curves(run.rows, f"{run.args.model} on {Path(run.source).name}")
     data.write_file(run.out / "curves.png", lambda file: curves.save(file, "PNG"))
@@ -227,51 +251,91 @@ def write_log(run):
 
 # ---------------------------------------------------------------- the loop
 
-HEADER = "epoch       lr  train loss   acc    val loss   acc    pictures/s  seconds"
+
+def plan(run, epochs):
+    """The epochs that end well within --minutes, unless they are given, from a few steps of a run
+    that is then thrown away; and how long it takes to finish an epoch.
+    """
+    run.args.epochs = epochs or 1
+    run.build()
+    run.network.train()
+    batches = ((epoch, step, *batch) for epoch in itertools.count()
+               for step, batch in enumerate(run.batches.epoch(epoch)))  # fmt: skip
+
+    def three_steps():
+        for batch in itertools.islice(batches, 3):
+            train_step(run, *batch)
+
+    left = run.deadline - time.monotonic()
+    epoch = len(run.batches) / 3 * predict.seconds(run.device, three_steps, 0.03 * left)
+    some = min(len(run.val_labels), 256)
+    validating = predict.seconds(run.device, lambda: validate(run, some))
+    finishing = validating * len(run.val_labels) / max(some, 1) + 0.2  # the curves
+    writing = predict.seconds(run.device, lambda: torch.save(run.state(), io.BytesIO()))
+    finishing += 2 * writing  # ckpt.pt and best.pt
+    left = 0.93 * (run.deadline - time.monotonic())  # a machine isn't always equally fast
+    figures = torch.tensor([epoch + finishing, -left, finishing], dtype=torch.float64)
+    epoch, left, finishing = predict.over_all(figures, largest=True).tolist()  # the slowest process
+    run.finishing = 1.5 * finishing
+    if epochs:
+        return epochs
+    if epoch > -left:
+        raise ValueError(
+            f"an epoch takes {epoch / 60:.1f} minutes here, too long for --minutes "
+            f"{run.args.minutes:g}: give more, or fewer pictures with --limit"
+        )
+    print(f"planned: {int(-left / epoch)} epochs of {epoch:.1f} s")
+    return int(-left / epoch)
 
 
-@contextmanager
-def stop_signals():
-    """A list that Ctrl-C and SIGTERM add to, for the loop to look at; Ctrl-C again interrupts."""
-    received, before = [], {}
-
-    def note(number, frame):
-        received.append(signal.Signals(number).name)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    if threading.current_thread() is threading.main_thread():
-        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def train_step(run, epoch, step, x, y):
+    """One step of the optimiser: (loss, number of right answers), both on the device."""
+    torch.manual_seed(data.seed_from(run.args.seed, epoch, step, 2 * run.rank + 1))  # for dropout
+    with predict.autocast(run.device, run.precision):
+        logits = run.forward(x)
+    loss = F.cross_entropy(logits.float(), y)
+    # Gradients are averaged over processes, whose parts of a batch differ by a picture at most.
+    weight = len(y) * run.world / run.batches.batch_size(step)
+    run.scaler.scale(loss * weight if run.world > 1 else loss).backward()
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.optimizer.zero_grad()
+    return loss.detach(), (logits.argmax(1) == y).sum()
 
 
 def train_steps(run, stop, progress):
-    """Train to the end of the epoch; False if a signal in `stop` came first."""
+    """Train to the end of the epoch; why it was left before that, if so."""
     run.network.train()
     first = run.step
     for x, y in run.batches.epoch(run.epoch, first):
-        if stop:
-            return False
-        torch.manual_seed(data.seed_from(run.args.seed, run.epoch, run.step, 1))  # for dropout
-        with predict.autocast(run.device, run.precision):
-            logits = run.network(x)
-        loss = F.cross_entropy(logits.float(), y)
-        run.scaler.scale(loss).backward()
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
-        run.optimizer.zero_grad()
+        why = why_stop(run, stop)
+        if why:
+            return why
+        loss, right = train_step(run, run.epoch, run.step, x, y)
         run.rate = run.optimizer.param_groups[0]["lr"]
         if run.args.schedule != "plateau":
             run.schedule.step()
-        right = (logits.argmax(1) == y).sum()
-        run.totals += torch.stack([loss.detach() * len(y), right, torch.full_like(right, len(y))])
+        run.totals += torch.stack([loss * len(y), right, torch.full_like(right, len(y))])
         run.step += 1
-        progress.done += len(y)
+        progress.done += run.batches.batch_size(run.step - 1)
         show_progress(run, progress, first)
-    return True
+    return why_stop(run, stop, at_end=True)
+
+
+def why_stop(run, stop, at_end=False):
+    """A signal or the time limit, if one is to stop the run now; all processes agree on it.
+
+    They ask each other at every eighth step only. At the end of an epoch there must be time left
+    for what comes then.
+    """
+    if run.world > 1 and run.step % 8 and not at_end:
+        return None
+    late = time.monotonic() + run.finishing > run.deadline
+    reasons = torch.tensor([2 if stop else 0, 1 if late else 0])
+    reasons = predict.over_all(reasons, largest=True).tolist()
+    if reasons[0]:
+        return stop[0] if stop else "a signal to another process"
+    return f"--minutes {run.args.minutes:g}" if reasons[1] else None
 
 
 def show_progress(run, progress, first):
@@ -287,15 +351,14 @@ def show_progress(run, progress, first):
 
 def finish_epoch(run):
     """Validate; returns the epoch's figures for the log."""
-    loss, right, count = run.totals.tolist()
+    loss, right, count = predict.over_all(run.totals).tolist()
     if not math.isfinite(loss):
         raise Diverged(not_finite(run, "the loss is"))
     row = {"epoch": run.epoch + 1, "lr": run.rate}
     row.update(train_loss=loss / count, train_acc=right / count, val_loss="", val_acc="")
-    if len(run.val_labels):
-        answers = predict.logits(run.network, run.val_images, precision=run.precision)
-        row["val_loss"] = F.cross_entropy(answers, run.val_labels).item()
-        row["val_acc"] = (answers.argmax(1) == run.val_labels).double().mean().item()
+    if run.val_count:
+        loss, right = predict.over_all(validate(run)).tolist()
+        row.update(val_loss=loss / run.val_count, val_acc=right / run.val_count)
     if run.args.schedule == "plateau":
         run.schedule.step(row["train_loss"] if row["val_loss"] == "" else row["val_loss"])
     run.epoch, run.step = run.epoch + 1, 0
@@ -303,88 +366,64 @@ def finish_epoch(run):
     return row
 
 
+def validate(run, most=None):
+    """float64 [sum of losses, right answers] of this process's part, or of its first `most`."""
+    labels, sums = run.val_labels[:most], run.no_totals()[:2]
+    if len(labels):
+        answers = predict.logits(run.network, run.val_images[:most], precision=run.precision)
+        sums[0] = F.cross_entropy(answers, labels, reduction="sum")
+        sums[1] = (answers.argmax(1) == labels).sum()
+    return sums
+
+
 def fit(run):
     """Train to the last epoch, writing after each: best.pt, log.csv, curves.png, ckpt.pt last."""
-    print(HEADER)
+    print(predict.HEADER)
     if run.rows:  # resumed: cut the log back to what the checkpoint knows
         write_log(run)
-    with stop_signals() as stop, warnings.catch_warnings():
+    with predict.stop_signals() as stop, warnings.catch_warnings():
         # Where float16 overflows, the scaler skips the optimizer's step, and torch wonders.
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         while run.epoch < run.args.epochs:
             progress = data.Progress()
-            finished = train_steps(run, stop, progress)
+            why = train_steps(run, stop, progress)
             speed = progress.speed()
             progress.close()
-            if not finished:
+            if why:
+                predict.over_all(run.totals)
                 save(run)
                 raise RunFailed(
-                    f"stopped by {stop[0]} in epoch {run.epoch + 1} after step {run.step}; "
+                    f"stopped by {why} in epoch {run.epoch + 1} after step {run.step}; "
                     "--resume goes on from there"
                 )
+            trained = time.monotonic()
             row = finish_epoch(run)
             row["images_per_second"] = speed
             row["seconds"] = time.monotonic() - progress.start
             run.rows.append(
                 {key: float(f"{x:.6g}") if isinstance(x, float) else x for key, x in row.items()}
             )
-            print(table_row(run.rows[-1]))
+            print(predict.table_row(run.rows[-1]))
             if predict.best_row(run.rows) is run.rows[-1]:
                 save(run, "best.pt")
             write_log(run)
             save(run)
-    print(summary(run))
+            run.finishing = 1.5 * (time.monotonic() - trained)
+    print(predict.summary(run))
 
 
-def table_row(row):
-    """A line of the table under HEADER."""
-    loss, acc = row["val_loss"], row["val_acc"]
-    val = f"{'-':>8} {'-':>7}" if acc == "" else f"{loss:8.4f} {acc:7.4f}"
-    return (
-        f"{row['epoch']:5} {row['lr']:8.5f}    {row['train_loss']:8.4f} {row['train_acc']:7.4f}"
-        f"  {val}  {row['images_per_second']:10,.0f} {row['seconds']:8.1f}"
-    )
-
-
-def summary(run):
-    """What the run came to, and which file and figure is which."""
-    last, best = run.rows[-1], predict.best_row(run.rows)
-    text = f"ckpt.pt: the last epoch, {last['epoch']}"
-    if best:
-        text += (
-            f", validation accuracy {last['val_acc']:.4f}\nbest.pt: the best epoch, "
-            f"{best['epoch']}, {best['val_acc']:.4f} (chosen on validation, so a little flattered)"
-        )
-    return f"{text}\nnext: python predict.py {run.out / 'ckpt.pt'}"
-
-
-# ---------------------------------------------------------------- greedy search
-
-
-def without_one(mix):
-    """{label: mix} of the mixes that lack one augmentation; a copy left with none is clean."""
-    mixes, pipelines = {}, augment.parse(mix)
-    for i, pipeline in enumerate(pipelines):
-        for j, step in enumerate(pipeline.steps):
-            rest = augment.Pipeline(pipeline.steps[:j] + pipeline.steps[j + 1 :])
-            label = f"without {step.name}" + (f" in copy {i + 1}" if len(pipelines) > 1 else "")
-            mixes[label] = "+".join(map(str, [*pipelines[:i], rest, *pipelines[i + 1 :]]))
-    return mixes
+# ---------------------------------------------------------------- the runs of a search
 
 
 def prepare_search(args):
-    """The arguments, the accuracies known from before a kill, and the data."""
-    out, known, resume = Path(args.out), {}, args.resume
+    """The arguments of a search, or of the one that it goes on with, and the data."""
+    out = Path(args.out)
     models.parse(args.model)  # before anything is moved aside
-    if out.is_file():
-        raise ValueError(f"--out {out} is a file: name a folder")
+    data.check_folder(out)
+    resume = args.resume
     if resume:
         args = resumed_args(args, to_resume(out / "run-1"))
-        if (out / "search.csv").is_file():
-            with open(out / "search.csv", newline="", encoding="utf-8") as file:
-                for row in csv.DictReader(file):
-                    known[row["mix"], int(row["seed"])] = float(row["val_acc"])
-    if not without_one(args.augment):
+    if not predict.without_one(args.augment):
         raise ValueError(f"--augment {args.augment} has nothing that a search could leave out")
     if args.val == 0:
         raise ValueError("a search compares validation accuracies: --val should be above 0")
@@ -392,50 +431,22 @@ def prepare_search(args):
     out.mkdir(parents=True, exist_ok=True)
     if not resume:
         data.set_aside(out / "search.csv", out / "search.png", *sorted(out.glob("run-*")))
-    return args, known, dataset
+    return args, dataset
 
 
-def search(args, known, dataset, count):
-    """Leave one augmentation out of the mix at a time while that gains more than the noise.
-
-    The report's search, which its author did by hand (F11). Each run has a folder below --out, and
-    after each search.csv is written, so that --resume loses nothing.
-    """
-    out, mix, rounds = Path(args.out), args.augment, []
-    seeds = range(args.seed, args.seed + count)
-    while True:
-        mixes = {"the mix": mix, **without_one(mix)}
-        for key in itertools.product(mixes.values(), seeds):
-            if key not in known:
-                known[key] = search_run(args, *key, out / f"run-{len(known) + 1}", dataset)
-                rows = [(*key, accuracy) for key, accuracy in known.items()]
-                predict.write_table(out / "search.csv", ["mix", "seed", "val_acc"], rows)
-        rows, noise = predict.compare(mixes, known, seeds)
-        rounds.append(rows)
-        print(f"\nround {len(rounds)}, {count} seeds a mix, noise {noise:.4f}")
-        for label, mean, spread, gain, verdict in rows:
-            print(f"{label:<24} {mean:.4f} ± {spread:.4f}   {gain:+.4f}  {verdict}")
-        chart = predict.draw_bars(rounds, f"validation accuracy, from {args.augment}")
-        data.write_file(out / "search.png", functools.partial(chart.save, format="PNG"))
-        best = max(rows, key=lambda row: row[3])
-        if best[4] != "better":
-            break
-        mix = mixes[best[0]]
-    print(f"the search ends with --augment {mix}")
-
-
-def search_run(args, mix, seed, folder, dataset):
+def search_run(args, dataset, mix, seed, folder):
     """The last epoch's validation accuracy of one run of a search; chance if it diverges."""
     given = {"augment": mix, "seed": seed, "data": args.data}
     changes = dict(augment=mix, seed=seed, out=str(folder), given=given)
     changes["resume"] = (folder / "ckpt.pt").is_file()
     run = checked(prepare, argparse.Namespace(**{**vars(args), **changes}), dataset)
-    print(f"\n{folder.name}: {mix}, seed {seed}")
-    try:
-        fit(run)
-    except Diverged as error:
-        print(f"{error}; it counts as chance")
-        return 1 / len(run.classes)
+    if run.epoch < args.epochs:
+        print(f"\n{folder.name}: {mix}, seed {seed}")
+        try:
+            fit(run)
+        except Diverged as error:
+            print(f"{error}; it counts as chance")
+            return 1 / len(run.classes)
     return run.rows[-1]["val_acc"]
 
 
@@ -446,6 +457,7 @@ RATE = data.number(float, "a number above 0", lambda x: 0 < x < 1e38)  # float32
 SHARE = data.number(float, "at least 0 and below 1", lambda x: 0 <= x < 1)
 DECAY = data.number(float, "a number, 0 or more", lambda x: 0 <= x < math.inf)
 SEED = data.number(int, "a whole number from 0 to 2**63 - 1", lambda x: 0 <= x < 2**63)
+MINUTES = data.number(float, "a number above 0", lambda x: 0 < x < math.inf)
 SIDE = data.number(int, f"a whole number of pixels from {data.SMALLEST} to {data.LARGEST}",
               lambda x: data.SMALLEST <= x <= data.LARGEST)  # fmt: skip
 
@@ -466,11 +478,14 @@ FLAGS = [
     ("optimisation", "--schedule", "NAME", list(SCHEDULES), "B1 to B4, F1",
      ", ".join(SCHEDULES)),
     ("optimisation", "--epochs", "N", ONE_OR_MORE, "F9", "passes over the training set"),
-    ("optimisation", "--batch-size", "N", SEVERAL, "common to all", "pictures a step"),
+    ("optimisation", "--batch-size", "N", SEVERAL, "common to all", "pictures a step, of each "
+     "process"),
     ("optimisation", "--momentum", "M", SHARE, "common to all", "of SGD"),
     ("optimisation", "--weight-decay", "D", DECAY, "F12", "L2 penalty on all weights"),
     ("run", "--recipe", "NAME", list(RECIPES), "", f"a row of defaults: {', '.join(RECIPES)} "
      "(default: report)"),
+    ("run", "--minutes", "M", MINUTES, "", "end within M minutes: by as many epochs as fit; with "
+     "--epochs by stopping in time, to be resumed"),
     ("run", "--search", "SEEDS", SEVERAL, "F11", "leave augmentations out of the mix one at a "
      "time, with so many seeds each, while that gains more than the noise"),
     ("run", "--out", "DIR", str, "", "where the files go (default: here)"),
@@ -497,9 +512,16 @@ def parse_args(argv=None):
     groups["run"].add_argument(
         "--resume", action="store_true", help="go on with the ckpt.pt in --out, with its flags"
     )
+    groups["run"].add_argument("--compile", action="store_true", help="by torch.compile")
     args = data.parse_flags(parser, argv)
-    given = {name: value for name, value in vars(args).items() if value is not None}
+    given = {
+        name: value
+        for name, value in vars(args).items()
+        if value is not None and value is not False
+    }
     defaults = {"out": ".", "seed": 0, **RECIPES[args.recipe or "report"]}
+    if args.minutes and not args.epochs:
+        defaults["epochs"] = None  # plan() counts them
     return argparse.Namespace(**{**vars(args), **defaults, **given}, given=given)
 
 
@@ -513,7 +535,8 @@ def resumed_args(args, checkpoint):
                 f"{flag} {value} contradicts the run to be resumed, which has {stored.get(name)}: "
                 f"leave {flag} out, or start a new run without --resume"
             )
-    changed = {"out": args.out, "data": data.source_of(checkpoint, given.get("data"))}
+    changed = {name: given[name] for name in ("minutes", "compile") if name in given}
+    changed.update(out=args.out, data=data.source_of(checkpoint, given.get("data")))
     return argparse.Namespace(**{**stored, **changed}, given=given)
 
 
@@ -525,36 +548,19 @@ def to_resume(out):
     return models.load_checkpoint(out / "ckpt.pt")[1]
 
 
-def prepare(args, dataset=None):
+def prepare(args, dataset=None, started=None):
     """Everything up to the first step: ValueError or OSError where a flag or the data is wrong."""
     out = Path(args.out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file: name a folder")
+    data.check_folder(out)
     checkpoint = None
     if args.resume:
         checkpoint = to_resume(out)
         args = resumed_args(args, checkpoint)
-    run = Run(args, checkpoint, dataset)
+    run = Run(args, checkpoint, dataset, started)
     out.mkdir(parents=True, exist_ok=True)
-    if not checkpoint:
+    if not checkpoint and run.rank == 0:
         data.set_aside(*(out / name for name in FILES))
     return run
-
-
-def print_start(run):
-    """What is about to be trained, on what, with what."""
-    count = sum(p.numel() for p in run.network.parameters())
-    train, val = len(run.batches.indices), len(run.val_labels)
-    mix = " + ".join(map(str, run.batches.pipelines))
-    print(
-        f"data: {run.source}, {len(run.classes)} classes, {run.size} px, {train:,} pictures to "
-        f"train on, {val:,} for validation\n"
-        f"mix: {mix}: {run.batches.total:,} pictures an epoch in {len(run.batches):,} steps\n"
-        f"model: {run.args.model}, {count:,} parameters\n"
-        f"computed on: {predict.computed_on(run.device, run.precision)}"
-    )
-    if run.epoch or run.step:
-        print(f"resumed after epoch {run.epoch} and {run.step} steps")
 
 
 def checked(function, *arguments):
@@ -565,21 +571,31 @@ def checked(function, *arguments):
         fail(error, 2)
 
 
-def main(argv=None):
-    args = parse_args(argv)
+def main(argv=None, started=None):
+    """started: when --minutes began to count, by time.monotonic(); None: now."""
+    args, started = parse_args(argv), started or time.monotonic()
+    if args.search and args.minutes:
+        fail("--search takes no --minutes: each of its runs should have the same --epochs", 2)
     gpus = range(torch.cuda.device_count())
     try:
-        with torch.random.fork_rng(devices=gpus):  # the caller's random numbers stay as they were
+        # The caller's settings and random numbers stay as they were.
+        device = checked(predict.choose_device)
+        with torch.random.fork_rng(devices=gpus), predict.environment(device), predict.one_voice():
             if args.search:
-                search(*checked(prepare_search, args), args.search)
+                args, dataset = checked(prepare_search, args)
+                seeds = range(args.seed, args.seed + args.search)
+                one = functools.partial(search_run, args, dataset)
+                predict.search(args.augment, seeds, Path(args.out), one)
             else:
-                run = checked(prepare, args)
-                print_start(run)
+                run = checked(prepare, args, None, started)
+                predict.print_start(run)
                 fit(run)
     except KeyboardInterrupt:
         fail("interrupted; if an epoch was finished, --resume goes on after it", 1)
     except (RunFailed, OSError) as error:
         fail(error, 1)
+    except RuntimeError as error:
+        fail(predict.explained(error), 1)
 
 
 def fail(error, status):
@@ -588,4 +604,4 @@ def fail(error, status):
 
 
 if __name__ == "__main__":
-    main()
+    main(started=STARTED)

@@ -38,7 +38,6 @@ sys.path.insert(0, str(HERE.parent))
 
 import data  # noqa: E402
 import predict  # noqa: E402
-import train as train_py  # noqa: E402
 
 BIG = "vflip,elastic,gray,invert,equalize,hflip"  # the report's first big augmentation set
 FINAL = "hflip,vflip,gray"
@@ -370,7 +369,7 @@ def search_verdict(args):
     mix, seeds = RUNS["F11"]["augment"], range(RUNS["F11"]["search"])
     out, seen = [], []
     while True:
-        mixes = {"the mix": mix, **train_py.without_one(mix)}
+        mixes = {"the mix": mix, **predict.without_one(mix)}
         if any((m, seed) not in known for m in mixes.values() for seed in seeds):
             return "not finished", "; ".join(seen)
         rows, noise = predict.compare(mixes, known, seeds)

@@ -8,6 +8,7 @@ from conftest import write_homework
 
 import augment
 import models
+import predict
 import train
 
 
@@ -117,7 +118,7 @@ def test_the_search_is_judged_as_train_judged_it(tmp_path):
 
     def record(mix, level, **gains):
         """A round, on both seeds: the mix's accuracy, and gains without one augmentation."""
-        for label, left in {"without ": mix, **train.without_one(mix)}.items():
+        for label, left in {"without ": mix, **predict.without_one(mix)}.items():
             accuracy = level + gains.get(label[len("without ") :], 0)
             log.update({(left, seed): accuracy for seed in (0, 1)})
         with open(tmp_path / "search-small.csv", "w", newline="") as file:
@@ -128,14 +129,14 @@ def test_the_search_is_judged_as_train_judged_it(tmp_path):
     for level, out in enumerate(("invert", "elastic", "equalize")):
         assert reproduce.search_verdict(args)[0] == "not finished"
         record(mix, level, **{out: 1})
-        mix = train.without_one(mix)[f"without {out}"]
+        mix = predict.without_one(mix)[f"without {out}"]
     assert reproduce.search_verdict(args)[0] == "not finished"
     record(mix, 3, gray=-1)
     verdict, seen = reproduce.search_verdict(args)
     assert verdict == "holds" and "then no gain; worse without gray" in seen
     log.clear()
     record(reproduce.BIG, 0, gray=1)
-    record(train.without_one(reproduce.BIG)["without gray"], 1)
+    record(predict.without_one(reproduce.BIG)["without gray"], 1)
     assert reproduce.search_verdict(args)[0] == "does not hold"
 
 

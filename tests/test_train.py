@@ -381,15 +381,15 @@ def test_ticks_are_round_numbers_up_to_the_top():
 
 
 def test_mixes_without_one_leave_each_step_out_once():
-    assert train.without_one("hflip,gray") == {
+    assert predict.without_one("hflip,gray") == {
         "without hflip": "gray:0.1",
         "without gray": "hflip:0.5",
     }
-    assert train.without_one("clean+hflip,rotate=30") == {
+    assert predict.without_one("clean+hflip,rotate=30") == {
         "without hflip in copy 2": "clean+rotate=30:1",
         "without rotate in copy 2": "clean+hflip:0.5",
     }
-    assert train.without_one("gray+clean") == {"without gray in copy 1": "clean+clean"}
+    assert predict.without_one("gray+clean") == {"without gray in copy 1": "clean+clean"}
 
 
 def test_a_search_compares_seed_by_seed_and_against_the_noise():
