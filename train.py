@@ -17,6 +17,7 @@ import functools
 import io
 import itertools
 import math
+import os
 import platform
 import sys
 import time
@@ -306,9 +307,9 @@ def train_step(run, epoch, step, x, y):
 def train_steps(run, stop, progress):
     """Train to the end of the epoch; why it was left before that, if so."""
     run.network.train()
-    first = run.step
+    first, pace, begin = run.step, None, time.monotonic()
     for x, y in run.batches.epoch(run.epoch, first):
-        why = why_stop(run, stop)
+        why = why_stop(run, stop, pace)
         if why:
             return why
         loss, right = train_step(run, run.epoch, run.step, x, y)
@@ -319,18 +320,19 @@ def train_steps(run, stop, progress):
         run.step += 1
         progress.done += run.batches.batch_size(run.step - 1)
         show_progress(run, progress, first)
-    return why_stop(run, stop, at_end=True)
+        pace, begin = time.monotonic() - begin, time.monotonic()
+    return why_stop(run, stop)
 
 
-def why_stop(run, stop, at_end=False):
-    """A signal or the time limit, if one is to stop the run now; all processes agree on it.
+def why_stop(run, stop, pace=None):
+    """A signal or the time limit, if one is to stop the run before a step of `pace` seconds.
 
-    They ask each other at every eighth step only. At the end of an epoch there must be time left
-    for what comes then.
+    All processes agree on it, and so ask each other, at every eighth step only (pace None: now).
     """
-    if run.world > 1 and run.step % 8 and not at_end:
+    every = 8 if run.world > 1 else 1
+    if run.step % every and pace is not None:
         return None
-    late = time.monotonic() + run.finishing > run.deadline
+    late = time.monotonic() + every * (pace or 0) + run.finishing > run.deadline
     reasons = torch.tensor([2 if stop else 0, 1 if late else 0])
     reasons = predict.over_all(reasons, largest=True).tolist()
     if reasons[0]:
@@ -592,14 +594,17 @@ def main(argv=None, started=None):
                 fit(run)
     except KeyboardInterrupt:
         fail("interrupted; if an epoch was finished, --resume goes on after it", 1)
-    except (RunFailed, OSError) as error:
+    except RunFailed as error:  # which all processes of a run agree on
+        fail(error, 1, quiet=os.environ.get("RANK", "0") != "0")
+    except OSError as error:
         fail(error, 1)
     except RuntimeError as error:
         fail(predict.explained(error), 1)
 
 
-def fail(error, status):
-    print(f"train.py: error: {error}", file=sys.stderr)
+def fail(error, status, quiet=False):
+    if not quiet:
+        print(f"train.py: error: {error}", file=sys.stderr)
     raise SystemExit(status) from None
 
 

@@ -341,7 +341,7 @@ def test_statistics_are_those_of_the_chosen_pictures():
     assert np.allclose(std[:2], expected.std((0, 2, 3))[:2], atol=1e-9) and std[2] >= 1 / 255 - 1e-9
 
 
-def batches_of(count, mix, batch_size, seed=0, side=2):
+def batches_of(count, mix, batch_size, seed=0, side=2, share=(0, 1)):
     """Batches over pictures that carry their own number, the last tenth kept for validation."""
     numbers = torch.arange(count).view(-1, 1, 1, 1)
     images = torch.cat([numbers // 256, numbers % 256, 0 * numbers], 1).to(torch.uint8)
@@ -349,7 +349,8 @@ def batches_of(count, mix, batch_size, seed=0, side=2):
     images[:, 2, 0, 0] = 1  # so that a flip shows
     train = torch.arange(count - count // 10)
     pipelines = augment.parse(mix)
-    return data.Batches(images, numbers.flatten(), train, pipelines, batch_size, seed, "cpu")
+    labels = numbers.flatten()
+    return data.Batches(images, labels, train, pipelines, batch_size, seed, "cpu", share)
 
 
 @pytest.mark.parametrize(

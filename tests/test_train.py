@@ -4,6 +4,7 @@ import csv
 import math
 import signal
 import sys
+import time
 
 import pytest
 import torch
@@ -512,3 +513,79 @@ def test_a_short_cyclic_run_makes_one_whole_cycle():
     assert short[-1] == pytest.approx(0.0118)
     long = rates(5, 1000)
     assert long[2000] == pytest.approx(0.1) and long[4000] == pytest.approx(0.01)
+
+
+class Clock:
+    """A clock that only the steps of training move on: by a second each, later by `pace`."""
+
+    def __init__(self, monkeypatch, pace=1):
+        self.now, self.pace, self.step = 100.0, pace, train.train_step
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(train, "train_step", self.train_step)
+
+    def train_step(self, run, *batch):
+        self.now += self.pace if run.epoch else 1
+        return self.step(run, *batch)
+
+
+def test_minutes_plan_as_many_epochs_as_fit_and_the_run_is_as_if_they_were_given(
+    homework, tmp_path, monkeypatch, capsys
+):
+    Clock(monkeypatch)
+    # 24 steps an epoch: 24.2 s with the curves. 9 steps are tried; of the 231 s left 0.93 are used.
+    given = ["--data", homework, "--model", TINY, "--lr", "0.1", "--val", "0.2"]
+    given = [*map(str, given), "--batch-size", "4"]
+    train.main([*given, "--minutes", "4", "--out", str(tmp_path / "planned")])
+    assert "planned: 8 epochs of 24.2 s" in capsys.readouterr().out
+    train.main([*given, "--epochs", "8", "--out", str(tmp_path / "given")])
+    ends = [torch.load(tmp_path / out / "ckpt.pt") for out in ("planned", "given")]
+    assert same_tree(ends[0]["weights"], ends[1]["weights"])
+    assert same_tree(ends[0]["resume"], ends[1]["resume"])
+    assert ends[0]["args"]["epochs"] == 8 and float(ends[0]["log"][-1]["lr"]) < 1e-3
+
+
+def test_where_the_machine_slows_down_a_run_stops_in_time_to_be_resumed(
+    homework, tmp_path, monkeypatch, capsys
+):
+    clock = Clock(monkeypatch, pace=3)  # from the second epoch on
+    given = ["--data", str(homework), "--model", TINY, "--lr", "0.1", "--val", "0.2"]
+    given += ["--batch-size", "4", "--minutes", "2", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit) as stop:
+        train.main(given)
+    assert stop.value.code == 1 and 210 < clock.now <= 220
+    assert "stopped by --minutes 2 in epoch 3 after step 5" in capsys.readouterr().err
+    # Each session has the minutes anew, and the epochs as planned.
+    clock.pace = 1
+    train.main([*given, "--resume"])
+    log = columns(tmp_path / "log.csv")
+    assert len(log) == 4 and float(log[-1]["lr"]) < 1e-3
+
+
+def test_epochs_that_do_not_fit_into_the_minutes_are_refused_or_stopped(
+    homework, tmp_path, monkeypatch, capsys
+):
+    Clock(monkeypatch)
+    given = ["--data", str(homework), "--model", TINY, "--val", "0.2", "--batch-size", "4"]
+    with pytest.raises(SystemExit) as stop:
+        train.main([*given, "--minutes", "0.3", "--out", str(tmp_path)])
+    assert stop.value.code == 2 and "too long for --minutes 0.3" in capsys.readouterr().err
+    assert not (tmp_path / "ckpt.pt").exists()
+    with pytest.raises(SystemExit) as stop:
+        train.main([*given, "--minutes", "0.3", "--epochs", "9", "--out", str(tmp_path)])
+    assert stop.value.code == 1 and "stopped by --minutes 0.3" in capsys.readouterr().err
+    train.main(["--resume", "--minutes", "9", "--out", str(tmp_path)])
+    assert len(columns(tmp_path / "log.csv")) == 9
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--search", "2", "--minutes", "3"])
+    assert stop.value.code == 2 and "--search takes no --minutes" in capsys.readouterr().err
+
+
+def test_a_compiled_run_gives_a_checkpoint_like_any_other(homework, tmp_path):
+    network = f"{TINY},dropout=0"  # compiled, dropout draws otherwise
+    given = ["--data", homework, "--model", network, "--epochs", "1", "--lr", "0.01"]
+    status, _, stderr = run(ROOT / "train.py", *given, "--compile", "--out", tmp_path / "a")
+    assert status == 0, stderr
+    train.main([*map(str, given), "--out", str(tmp_path / "b")])
+    a, b = (torch.load(tmp_path / out / "ckpt.pt")["weights"] for out in "ab")
+    assert list(a) == list(b)
+    assert all(torch.allclose(a[key].float(), b[key].float(), atol=1e-3) for key in a)
