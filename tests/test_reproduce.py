@@ -144,7 +144,7 @@ def test_the_search_is_judged_as_train_judged_it(tmp_path):
 def tiny(tmp_path, monkeypatch):
     """A data set of few classes, and a scale so small that a row takes seconds."""
     write_homework(tmp_path / "data")
-    sizes = dict(classes=3, B=1, V=1, F=1, E=1, width=16, seeds=dict(B=1, V=2, F=1, E=1))
+    sizes = dict(classes=3, B=1, V=1, F=1, E=1, v14="width=16", seeds=dict(B=1, V=2, F=1, E=1))
     monkeypatch.setitem(reproduce.SCALES, "small", sizes)
     places = ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "results")]
     return ["--data", str(tmp_path / "data"), *places, "--jobs", "2"]
