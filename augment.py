@@ -221,9 +221,13 @@ class Step(NamedTuple):
     strength: Optional[float]
 
     def __call__(self, images, generator):
-        changed = AUGMENTATIONS[self.name].apply(images, generator, self.strength)
-        draws = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device)
-        return torch.where(draws < self.probability, changed, images)
+        apply, strength = AUGMENTATIONS[self.name].apply, self.strength
+        hit = torch.rand(len(images), generator=generator, device=images.device) < self.probability
+        if images.device.type != "cpu":  # where the number of hits would have to be waited for
+            return torch.where(hit.view(-1, 1, 1, 1), apply(images, generator, strength), images)
+        chosen = hit.nonzero().flatten()
+        changed = apply(images.index_select(0, chosen), generator, strength)
+        return images.index_copy(0, chosen, changed)
 
     def __str__(self):
         strength = "" if self.strength is None else f"={self.strength:g}"
@@ -281,9 +285,7 @@ def parse_step(text):
     if not 0 <= step.probability <= 1:
         raise ValueError(f"the probability in {text!r} should be between 0 and 1")
     if equals and not 0 <= step.strength <= default.highest:
-        raise ValueError(
-            f"the {default.meaning} in {text!r} should be between 0 and {default.highest}"
-        )
+        raise ValueError(f"the {default.meaning} in {text!r} should be 0 to {default.highest}")
     return step
 
 
@@ -294,8 +296,7 @@ def draw_sheet(images, pipelines, seed=0):
     """(pictures, captions, columns) of a sheet with one row a picture: the picture, each step of
     the mix applied for sure, then each augmented copy twice as training would draw it.
     """
-    generator = torch.Generator().manual_seed(seed)
-    images = images.float() / 255
+    generator, images = torch.Generator().manual_seed(seed), images.float() / 255
     columns = [("before", images)]
     for step in dict.fromkeys(step for pipeline in pipelines for step in pipeline.steps):
         columns.append((f"{step.name} alone", step._replace(probability=1.0)(images, generator)))
@@ -334,8 +335,8 @@ def main(argv=None):
         dataset = data.load(args.data, limit=100, test=False)
         first = {label: i for i, label in reversed(list(enumerate(dataset.labels.tolist())))}
         images = dataset.images[list(first.values())[:6]]
-        sheet = data.sheet(*draw_sheet(images, pipelines), title=f"--augment {args.mix}")
         data.set_aside(args.out)
+        sheet = data.sheet(*draw_sheet(images, pipelines), title=f"--augment {args.mix}")
         data.write_file(args.out, lambda file: sheet.save(file, "PNG"))
     except (ValueError, OSError) as error:
         print(f"augment.py: error: {error}", file=sys.stderr)

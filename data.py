@@ -706,7 +706,7 @@ class Batches:
     def fetch(self, chosen):
         """uint8 pictures on the device: from the host's memory by a stream that copies ahead."""
         if self.stream is None:
-            return self.images[chosen]
+            return self.images.index_select(0, chosen)  # on a CPU much faster than [chosen]
         shape = (len(chosen), *self.images.shape[1:])
         pinned = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         torch.index_select(self.images, 0, chosen, out=pinned)

@@ -42,9 +42,9 @@ import predict  # noqa: E402
 BIG = "vflip,elastic,gray,invert,equalize,hflip"  # the report's first big augmentation set
 FINAL = "hflip,vflip,gray"
 
-# Classes (None: all), epochs for the rows B, V, F and E, and what v14 and v15 are given: torch's plain
-# initialisation, as the report most likely had it, or where that can't decide a row (small: at a
-# rate of 0.5 nothing is learnt in 12 epochs), ours.
+# Classes (None: all), epochs for the rows B, V, F and E, and what v14 and v15 are given: torch's
+# plain initialisation, as the report most likely had it, or where that can't decide a row (small:
+# at a rate of 0.5 nothing is learnt in 12 epochs), ours.
 # The report gives no epochs for B and V; for F and E it has 40. E validates on so few pictures that
 # it takes more seeds.
 SCALES = {
