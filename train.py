@@ -70,8 +70,8 @@ def make_optimizer(network, args):
     """SGD with momentum, or Adam with torch's usual betas (report V4)."""
     weights, decay = network.parameters(), args.weight_decay
     if args.optimizer == "adam":
-        return torch.optim.Adam(weights, args.lr, weight_decay=decay)
-    return torch.optim.SGD(weights, args.lr, args.momentum, weight_decay=decay)
+        return torch.optim.Adam(weights, args.lr, weight_decay=decay, fused=True)
+    return torch.optim.SGD(weights, args.lr, args.momentum, weight_decay=decay, fused=True)
 
 
 # name: function of the optimizer, the arguments and the number of steps in an epoch.
