@@ -427,6 +427,17 @@ def print_start(run):
         print(f"resumed after epoch {run.epoch} and {run.step} steps")
 
 
+def show_progress(run, progress, first):
+    """epoch 3/40 · step 120/563 · 84 pictures a second · 12:34 left"""
+    to_do = (run.args.epochs - run.epoch) * len(run.batches) - run.step
+    elapsed = time.monotonic() - progress.start
+    minutes, seconds = divmod(round(to_do * elapsed / (run.step - first)), 60)
+    progress.show(
+        f"epoch {run.epoch + 1}/{run.args.epochs} · step {run.step}/{len(run.batches)} · "
+        f"{progress.speed():,.0f} pictures a second · {minutes}:{seconds:02d} left"
+    )
+
+
 def table_row(row):
     """A line of the table under HEADER."""
     loss, acc = row["val_loss"], row["val_acc"]

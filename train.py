@@ -45,14 +45,7 @@ RECIPES = {
     ),
 }  # fmt: skip
 FILES = ["ckpt.pt", "best.pt", "log.csv", "curves.png"]  # what a run writes into --out
-MAY_CHANGE = [
-    "data",
-    "out",
-    "resume",
-    "recipe",
-    "minutes",
-    "compile",
-]  # flags that a resumed run may give anew
+MAY_CHANGE = "data out resume recipe minutes compile".split()  # flags that --resume may give anew
 
 
 class RunFailed(Exception):
@@ -61,6 +54,15 @@ class RunFailed(Exception):
 
 class Diverged(RunFailed):
     """The loss or the weights are no longer finite."""
+
+    def __init__(self, run, what):
+        kept = (
+            f"{run.out / 'ckpt.pt'} still holds epoch {run.epoch}" if run.epoch else "none is saved"
+        )
+        super().__init__(
+            f"{what} no longer finite in epoch {run.epoch + 1} at a rate of {run.rate:g}: "
+            f"try a lower --lr; {kept}"
+        )
 
 
 # ---------------------------------------------------------------- optimiser and schedule
@@ -224,21 +226,13 @@ class Run:
 def save(run, name="ckpt.pt"):
     """Write a checkpoint, whole or not at all; never one whose weights aren't finite."""
     if not all(w.isfinite().all() for w in run.network.state_dict().values()):
-        raise Diverged(not_finite(run, "the weights are"))
+        raise Diverged(run, "the weights are")
     if run.rank:
         return
     state = run.state()
     if name != "ckpt.pt":
         del state["resume"]
     data.write_file(run.out / name, lambda file: torch.save(state, file))
-
-
-def not_finite(run, what):
-    kept = f"{run.out / 'ckpt.pt'} still holds epoch {run.epoch}" if run.epoch else "none was saved"
-    return (
-        f"{what} no longer finite in epoch {run.epoch + 1} at a rate of {run.rate:g}: "
-        f"try a lower --lr; {kept}"
-    )
 
 
 def write_log(run):
@@ -267,8 +261,9 @@ def plan(run, epochs):
         for batch in itertools.islice(batches, 3):
             train_step(run, *batch)
 
-    left = run.deadline - time.monotonic()
-    epoch = len(run.batches) / 3 * predict.seconds(run.device, three_steps, 0.03 * left)
+    # Several processes must make the same number of steps: as few as seconds() is content with.
+    budget = 0.03 * (run.deadline - time.monotonic()) if run.world == 1 else 0
+    epoch = len(run.batches) / 3 * predict.seconds(run.device, three_steps, budget)
     some = min(len(run.val_labels), 256)
     validating = predict.seconds(run.device, lambda: validate(run, some))
     finishing = validating * len(run.val_labels) / max(some, 1) + 0.2  # the curves
@@ -319,7 +314,7 @@ def train_steps(run, stop, progress):
         run.totals += torch.stack([loss * len(y), right, torch.full_like(right, len(y))])
         run.step += 1
         progress.done += run.batches.batch_size(run.step - 1)
-        show_progress(run, progress, first)
+        predict.show_progress(run, progress, first)
         pace, begin = time.monotonic() - begin, time.monotonic()
     return why_stop(run, stop)
 
@@ -340,22 +335,11 @@ def why_stop(run, stop, pace=None):
     return f"--minutes {run.args.minutes:g}" if reasons[1] else None
 
 
-def show_progress(run, progress, first):
-    """epoch 3/40 · step 120/563 · 84 pictures a second · 12:34 left"""
-    to_do = (run.args.epochs - run.epoch) * len(run.batches) - run.step
-    elapsed = time.monotonic() - progress.start
-    minutes, seconds = divmod(round(to_do * elapsed / (run.step - first)), 60)
-    progress.show(
-        f"epoch {run.epoch + 1}/{run.args.epochs} · step {run.step}/{len(run.batches)} · "
-        f"{progress.speed():,.0f} pictures a second · {minutes}:{seconds:02d} left"
-    )
-
-
 def finish_epoch(run):
     """Validate; returns the epoch's figures for the log."""
     loss, right, count = predict.over_all(run.totals).tolist()
     if not math.isfinite(loss):
-        raise Diverged(not_finite(run, "the loss is"))
+        raise Diverged(run, "the loss is")
     row = {"epoch": run.epoch + 1, "lr": run.rate}
     row.update(train_loss=loss / count, train_acc=right / count, val_loss="", val_acc="")
     if run.val_count:
@@ -511,16 +495,16 @@ def parse_args(argv=None):
         text += f" [report {section}]" if section else ""
         values = {"choices": kind} if isinstance(kind, list) else {"type": kind}
         groups[group].add_argument(flag, metavar=metavar, help=text, **values)
-    groups["run"].add_argument(
-        "--resume", action="store_true", help="go on with the ckpt.pt in --out, with its flags"
-    )
-    groups["run"].add_argument("--compile", action="store_true", help="by torch.compile")
+    for flag, text in (
+        ("--resume", "go on with the ckpt.pt in --out, with its flags"),
+        (
+            "--compile",
+            "compile the network with torch.compile, which takes a minute at first",
+        ),
+    ):
+        groups["run"].add_argument(flag, action="store_true", default=None, help=text)
     args = data.parse_flags(parser, argv)
-    given = {
-        name: value
-        for name, value in vars(args).items()
-        if value is not None and value is not False
-    }
+    given = {name: value for name, value in vars(args).items() if value is not None}
     defaults = {"out": ".", "seed": 0, **RECIPES[args.recipe or "report"]}
     if args.minutes and not args.epochs:
         defaults["epochs"] = None  # plan() counts them
