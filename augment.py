@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as tv
 
+IMMEDIATE = ["cpu"]  # devices whose results, such as the number of hits, needn't be waited for
 REPORT_MIX = "clean+hflip:0.5,vflip:0.5,gray:0.1"
 
 
@@ -223,7 +224,7 @@ class Step(NamedTuple):
     def __call__(self, images, generator):
         apply, strength = AUGMENTATIONS[self.name].apply, self.strength
         hit = torch.rand(len(images), generator=generator, device=images.device) < self.probability
-        if images.device.type != "cpu":  # where the number of hits would have to be waited for
+        if images.device.type not in IMMEDIATE:
             return torch.where(hit.view(-1, 1, 1, 1), apply(images, generator, strength), images)
         chosen = hit.nonzero().flatten()
         changed = apply(images.index_select(0, chosen), generator, strength)

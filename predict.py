@@ -17,6 +17,7 @@ import io
 import itertools
 import math
 import os
+import re
 import signal
 import statistics
 import sys
@@ -123,10 +124,11 @@ def autocast(device, precision):
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
-def computed_on(device, precision):
+def computed_on(device, precision, compiled=False):
     """'cpu, 2 threads, float32': what must be the same for a resumed run to give the same bits."""
     kind, world = str(precision).replace("torch.", ""), processes()[1]
     kind = f"{world} processes, {kind}" if world > 1 else kind
+    kind += ", compiled" if compiled else ""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {kind}"
     threads = torch.get_num_threads()
@@ -143,13 +145,12 @@ def environment(device):
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True  # shapes stay the same: worth a try of each algorithm
         torch.set_float32_matmul_precision("high")  # TF32, for what isn't in half precision anyway
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
+        if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         yield
     finally:
-        if world > 1:
+        if processes()[1] > 1:
             dist.destroy_process_group()
         torch.backends.cudnn.benchmark = before[0]
         torch.set_float32_matmul_precision(before[1])
@@ -209,8 +210,12 @@ def explained(error):
     text = str(error).lower()
     if "out of memory" in text or "can't allocate memory" in text:
         return "out of memory: try a smaller --batch-size, --size or network"
-    if any(word in text for word in ("gloo", "nccl", "connection")):
-        return "another process of this run died; --resume goes on after the last finished epoch"
+    if re.search("connection closed|reset by peer|timed out", text):
+        return (
+            "another process of this run ended; --resume goes on after an epoch that was finished"
+        )
+    if "compiler" in text:
+        return "--compile needs a C++ compiler, on a GPU triton: leave it out, or install one"
     raise error
 
 
@@ -278,6 +283,14 @@ def write_table(path, header, rows):
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     content = text.getvalue().encode("utf-8", "surrogateescape")  # a name need not be UTF-8
     data.write_file(path, lambda file: file.write(content))
+
+
+def read_table(path):
+    """The rows of a CSV file as dicts; none where there is no file."""
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def submit(networks, checkpoint, args):
@@ -421,7 +434,7 @@ def print_start(run):
         f"train on, {val:,} for validation\n"
         f"mix: {mix}: {run.batches.total:,} pictures an epoch in {len(run.batches):,} steps\n"
         f"model: {run.args.model}, {count:,} parameters\n"
-        f"computed on: {computed_on(run.device, run.precision)}"
+        f"computed on: {run.computed_on}"
     )
     if run.epoch or run.step:
         print(f"resumed after epoch {run.epoch} and {run.step} steps")
@@ -478,14 +491,15 @@ def noise(groups, count):
     """How far from zero a mean of `count` differences comes by chance: half its 95 % interval.
 
     Its spread is pooled over the groups (lists of differences, each about its own mean) since two
-    or three tell little; NaN where none has two. The quantile of Student's t is the first terms of
-    its expansion (Abramowitz and Stegun 26.7.5).
+    or three tell little; NaN where none has two. Student's t is from its table or, from four
+    degrees of freedom on, the first terms of its expansion (Abramowitz and Stegun 26.7.5).
     """
     squares = sum((x - statistics.mean(group)) ** 2 for group in groups for x in group)
     freedom = sum(len(group) - 1 for group in groups if group)
     if not freedom:
         return math.nan
     t = 1.960 + 2.372 / freedom + 2.823 / freedom**2 + 2.556 / freedom**3
+    t = {1: 12.706, 2: 4.303, 3: 3.182}.get(freedom, t)
     return t * math.sqrt(squares / freedom / count)
 
 
@@ -511,7 +525,7 @@ def search(mix, seeds, out, accuracy):
     a folder below `out`; after each such run search.csv is written, after each round search.png.
     """
     title, known, rounds = f"validation accuracy, from {mix}", {}, []
-    while True:
+    while without_one(mix):
         mixes = {"the mix": mix, **without_one(mix)}
         for key in itertools.product(mixes.values(), seeds):
             if key not in known:

@@ -29,6 +29,7 @@ STARTED = time.monotonic()  # before torch is imported, which may take seconds o
 import torch
 import torch.nn.functional as F
 import torchvision
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import lr_scheduler
 
 import augment
@@ -110,10 +111,12 @@ class Run:
         if not checkpoint:
             args.processes = self.world
         self.deadline = (started or time.monotonic()) + 60 * (args.minutes or math.inf)
+        self.pace = 0.0  # seconds that a step takes
         self.finishing = 0.0  # seconds that validating and writing take
         self.model, self.options = models.parse(args.model)
         self.device = predict.choose_device()
         self.precision = predict.choose_precision(self.device)
+        self.computed_on = predict.computed_on(self.device, self.precision, args.compile)
         self.epoch, self.step = 0, 0  # whole epochs done, and steps done of the next one
         self.rate = args.lr  # of the last step
         self.totals = self.no_totals()
@@ -146,6 +149,8 @@ class Run:
         self.val_images, self.val_labels = images[val.to(images.device)], labels[val]
         # What one step sees stays the same when a run is resumed with more processes or fewer.
         batch_size, share = args.batch_size * args.processes, (self.rank, self.world)
+        if batch_size < 2 * self.world:
+            raise ValueError(f"a batch of {batch_size} is too small for {self.world} processes")
         self.batches = data.Batches(
             images, labels, train, pipelines, batch_size, args.seed, self.device, share
         )
@@ -159,8 +164,8 @@ class Run:
         )
         layout = predict.memory_format(network, self.device, self.precision)
         self.network = self.forward = network.to(self.device, memory_format=layout)
-        if self.world > 1:  # averages gradients; batch norm sees its own part, and counts rank 0's
-            self.forward = torch.nn.parallel.DistributedDataParallel(self.network)
+        if self.world > 1:  # averages gradients; each process's batch norm sees its own part
+            self.forward = DistributedDataParallel(self.network, broadcast_buffers=False)
         if args.compile:
             self.forward = torch.compile(self.forward, dynamic=False)
         self.optimizer = make_optimizer(self.network, args)
@@ -175,46 +180,35 @@ class Run:
     def state(self):
         """The checkpoint: plain tensors, numbers, strings, lists and dicts only."""
         schedule = self.schedule.state_dict()
-        return {
-            "format": 1,
-            "model": self.model,
-            "options": self.options,
-            "num_classes": len(self.classes),
-            "classes": self.classes,
-            "size": self.size,
-            "mean": self.mean,
-            "std": self.std,
-            "weights": self.network.state_dict(),
-            "args": {k: v for k, v in vars(self.args).items() if k != "given"},
-            "source": self.source,
-            "fingerprint": self.fingerprint,
-            "epoch": self.epoch,
-            "log": self.rows,
-            "versions": {"python": platform.python_version()}
-            | {module.__name__: str(module.__version__) for module in (torch, torchvision)},
-            "computed_on": predict.computed_on(self.device, self.precision),
-            "resume": {
-                "step": self.step,
-                "totals": self.totals,
-                "optimizer": self.optimizer.state_dict(),
-                # without its functions, which load_checkpoint would refuse to read
-                "schedule": {k: v for k, v in schedule.items() if not callable(v)},
-                "scaler": self.scaler.state_dict(),
-            },
-        }
+        resume = dict(
+            step=self.step, totals=self.totals, optimizer=self.optimizer.state_dict(),
+            # without its functions, which load_checkpoint would refuse to read
+            schedule={k: v for k, v in schedule.items() if not callable(v)},
+            scaler=self.scaler.state_dict(),
+        )  # fmt: skip
+        versions = {module.__name__: str(module.__version__) for module in (torch, torchvision)}
+        return dict(
+            format=1, model=self.model, options=self.options, num_classes=len(self.classes),
+            classes=self.classes, size=self.size, mean=self.mean, std=self.std,
+            weights=self.network.state_dict(), source=self.source, fingerprint=self.fingerprint,
+            args={k: v for k, v in vars(self.args).items() if k != "given"},
+            epoch=self.epoch, log=self.rows, computed_on=self.computed_on,
+            versions={"python": platform.python_version(), **versions}, resume=resume,
+        )  # fmt: skip
 
     def restore(self, checkpoint):
         """Take over the weights and all else that changes while training."""
         if "resume" not in checkpoint:
             raise ValueError("this checkpoint can't be resumed from (best.pt holds weights alone)")
-        then, now = checkpoint["computed_on"], predict.computed_on(self.device, self.precision)
+        then, now = checkpoint["computed_on"], self.computed_on
         if then != now:
             print(f"computed on {then} until now and on {now} from here: the last bits will differ")
         resume = checkpoint["resume"]
         self.network.load_state_dict(checkpoint["weights"])
         self.optimizer.load_state_dict(resume["optimizer"])
         self.schedule.load_state_dict({**self.schedule.state_dict(), **resume["schedule"]})
-        self.scaler.load_state_dict(resume["scaler"])
+        if resume["scaler"]:  # none where the precision needs none
+            self.scaler.load_state_dict(resume["scaler"])
         self.epoch, self.step = checkpoint["epoch"], resume["step"]
         self.totals = resume["totals"].to(self.device) * (self.rank == 0)
         self.rows = checkpoint["log"]
@@ -224,15 +218,22 @@ class Run:
 
 
 def save(run, name="ckpt.pt"):
-    """Write a checkpoint, whole or not at all; never one whose weights aren't finite."""
-    if not all(w.isfinite().all() for w in run.network.state_dict().values()):
-        raise Diverged(run, "the weights are")
+    """Write a checkpoint, whole or not at all."""
     if run.rank:
         return
     state = run.state()
     if name != "ckpt.pt":
         del state["resume"]
     data.write_file(run.out / name, lambda file: torch.save(state, file))
+
+
+def require_finite(run, loss=0.0):
+    """Stop all processes before weights are saved that aren't finite, or after such a loss."""
+    weights = torch.stack([w.isfinite().all() for w in run.network.state_dict().values()])
+    wrong = torch.tensor([not weights.all().item(), not math.isfinite(loss)], dtype=torch.int64)
+    wrong = predict.over_all(wrong, largest=True).tolist()
+    if any(wrong):
+        raise Diverged(run, "the loss is" if wrong[1] else "the weights are")
 
 
 def write_log(run):
@@ -263,7 +264,8 @@ def plan(run, epochs):
 
     # Several processes must make the same number of steps: as few as seconds() is content with.
     budget = 0.03 * (run.deadline - time.monotonic()) if run.world == 1 else 0
-    epoch = len(run.batches) / 3 * predict.seconds(run.device, three_steps, budget)
+    run.pace = predict.seconds(run.device, three_steps, budget) / 3
+    epoch = len(run.batches) * run.pace
     some = min(len(run.val_labels), 256)
     validating = predict.seconds(run.device, lambda: validate(run, some))
     finishing = validating * len(run.val_labels) / max(some, 1) + 0.2  # the curves
@@ -273,12 +275,13 @@ def plan(run, epochs):
     figures = torch.tensor([epoch + finishing, -left, finishing], dtype=torch.float64)
     epoch, left, finishing = predict.over_all(figures, largest=True).tolist()  # the slowest process
     run.finishing = 1.5 * finishing
+    left += 0.5 * finishing  # of which why_stop() will see to it that it is there
     if epochs:
         return epochs
     if epoch > -left:
         raise ValueError(
-            f"an epoch takes {epoch / 60:.1f} minutes here, too long for --minutes "
-            f"{run.args.minutes:g}: give more, or fewer pictures with --limit"
+            f"an epoch takes {epoch:,.0f} s here, and of --minutes {run.args.minutes:g} "
+            f"{max(0, -left):,.0f} s are left for it: give more, or fewer pictures with --limit"
         )
     print(f"planned: {int(-left / epoch)} epochs of {epoch:.1f} s")
     return int(-left / epoch)
@@ -302,9 +305,9 @@ def train_step(run, epoch, step, x, y):
 def train_steps(run, stop, progress):
     """Train to the end of the epoch; why it was left before that, if so."""
     run.network.train()
-    first, pace, begin = run.step, None, time.monotonic()
+    first, begin = run.step, time.monotonic()
     for x, y in run.batches.epoch(run.epoch, first):
-        why = why_stop(run, stop, pace)
+        why = why_stop(run, stop, run.pace)
         if why:
             return why
         loss, right = train_step(run, run.epoch, run.step, x, y)
@@ -315,19 +318,15 @@ def train_steps(run, stop, progress):
         run.step += 1
         progress.done += run.batches.batch_size(run.step - 1)
         predict.show_progress(run, progress, first)
-        pace, begin = time.monotonic() - begin, time.monotonic()
+        run.pace, begin = time.monotonic() - begin, time.monotonic()
     return why_stop(run, stop)
 
 
-def why_stop(run, stop, pace=None):
-    """A signal or the time limit, if one is to stop the run before a step of `pace` seconds.
-
-    All processes agree on it, and so ask each other, at every eighth step only (pace None: now).
+def why_stop(run, stop, pace=0.0):
+    """A signal or the time limit, if one is to stop the run now, before `pace` seconds of work;
+    all processes agree on it.
     """
-    every = 8 if run.world > 1 else 1
-    if run.step % every and pace is not None:
-        return None
-    late = time.monotonic() + every * (pace or 0) + run.finishing > run.deadline
+    late = time.monotonic() + pace + run.finishing > run.deadline
     reasons = torch.tensor([2 if stop else 0, 1 if late else 0])
     reasons = predict.over_all(reasons, largest=True).tolist()
     if reasons[0]:
@@ -338,8 +337,10 @@ def why_stop(run, stop, pace=None):
 def finish_epoch(run):
     """Validate; returns the epoch's figures for the log."""
     loss, right, count = predict.over_all(run.totals).tolist()
-    if not math.isfinite(loss):
-        raise Diverged(run, "the loss is")
+    require_finite(run, loss)
+    if run.world > 1:  # what is validated and saved is the first process's network
+        for buffer in run.network.buffers():
+            torch.distributed.broadcast(buffer, 0)
     row = {"epoch": run.epoch + 1, "lr": run.rate}
     row.update(train_loss=loss / count, train_acc=right / count, val_loss="", val_acc="")
     if run.val_count:
@@ -377,6 +378,7 @@ def fit(run):
             progress.close()
             if why:
                 predict.over_all(run.totals)
+                require_finite(run)
                 save(run)
                 raise RunFailed(
                     f"stopped by {why} in epoch {run.epoch + 1} after step {run.step}; "
@@ -408,7 +410,10 @@ def prepare_search(args):
     data.check_folder(out)
     resume = args.resume
     if resume:
-        args = resumed_args(args, to_resume(out / "run-1"))
+        folders = sorted(out.glob("run-*/ckpt.pt"), key=lambda path: int(path.parent.name[4:]))
+        args = resumed_args(args, to_resume(folders[0].parent if folders else out / "run-1"))
+        for row in predict.read_table(out / "search.csv")[:1]:  # where run-1 left none
+            args.augment, args.seed = row["mix"], int(row["seed"])
     if not predict.without_one(args.augment):
         raise ValueError(f"--augment {args.augment} has nothing that a search could leave out")
     if args.val == 0:
@@ -422,10 +427,9 @@ def prepare_search(args):
 
 def search_run(args, dataset, mix, seed, folder):
     """The last epoch's validation accuracy of one run of a search; chance if it diverges."""
-    given = {"augment": mix, "seed": seed, "data": args.data}
-    changes = dict(augment=mix, seed=seed, out=str(folder), given=given)
-    changes["resume"] = (folder / "ckpt.pt").is_file()
-    run = checked(prepare, argparse.Namespace(**{**vars(args), **changes}), dataset)
+    given = dict(augment=mix, seed=seed, data=args.data)
+    changes = dict(out=str(folder), resume=(folder / "ckpt.pt").is_file(), given=given)
+    run = checked(prepare, argparse.Namespace(**{**vars(args), **given, **changes}), dataset)
     if run.epoch < args.epochs:
         print(f"\n{folder.name}: {mix}, seed {seed}")
         try:
@@ -472,6 +476,8 @@ FLAGS = [
      "(default: report)"),
     ("run", "--minutes", "M", MINUTES, "", "end within M minutes: by as many epochs as fit; with "
      "--epochs by stopping in time, to be resumed"),
+    ("run", "--resume", "", bool, "", "go on with the ckpt.pt in --out, with its flags"),
+    ("run", "--compile", "", bool, "", "by torch.compile, which takes a minute at first"),
     ("run", "--search", "SEEDS", SEVERAL, "F11", "leave augmentations out of the mix one at a "
      "time, with so many seeds each, while that gains more than the noise"),
     ("run", "--out", "DIR", str, "", "where the files go (default: here)"),
@@ -493,16 +499,11 @@ def parse_args(argv=None):
         default = RECIPES["report"].get(flag[2:].replace("-", "_"))
         text += "" if default is None else f" (default: {default})"
         text += f" [report {section}]" if section else ""
-        values = {"choices": kind} if isinstance(kind, list) else {"type": kind}
-        groups[group].add_argument(flag, metavar=metavar, help=text, **values)
-    for flag, text in (
-        ("--resume", "go on with the ckpt.pt in --out, with its flags"),
-        (
-            "--compile",
-            "compile the network with torch.compile, which takes a minute at first",
-        ),
-    ):
-        groups["run"].add_argument(flag, action="store_true", default=None, help=text)
+        if kind is bool:
+            values = {"action": "store_true", "default": None}
+        else:
+            values = {"choices" if isinstance(kind, list) else "type": kind, "metavar": metavar}
+        groups[group].add_argument(flag, help=text, **values)
     args = data.parse_flags(parser, argv)
     given = {name: value for name, value in vars(args).items() if value is not None}
     defaults = {"out": ".", "seed": 0, **RECIPES[args.recipe or "report"]}
@@ -521,15 +522,15 @@ def resumed_args(args, checkpoint):
                 f"{flag} {value} contradicts the run to be resumed, which has {stored.get(name)}: "
                 f"leave {flag} out, or start a new run without --resume"
             )
-    changed = {name: given[name] for name in ("minutes", "compile") if name in given}
-    changed.update(out=args.out, data=data.source_of(checkpoint, given.get("data")))
-    return argparse.Namespace(**{**stored, **changed}, given=given)
+    changed = dict(out=args.out, data=data.source_of(checkpoint, given.get("data")))
+    changed.update(compile=args.compile, minutes=args.minutes or stored.get("minutes"))
+    return argparse.Namespace(**{"processes": 1, **stored, **changed}, given=given)
 
 
 def to_resume(out):
     """The checkpoint of the run in a folder."""
     if not (out / "ckpt.pt").is_file():
-        hint = "; there is a search: give --search too" if (out / "search.csv").is_file() else ""
+        hint = "; there is a search: give --search too" if any(out.glob("run-*")) else ""
         raise ValueError(f"nothing to resume: there is no ckpt.pt in {out}/{hint}")
     return models.load_checkpoint(out / "ckpt.pt")[1]
 
@@ -560,8 +561,10 @@ def checked(function, *arguments):
 def main(argv=None, started=None):
     """started: when --minutes began to count, by time.monotonic(); None: now."""
     args, started = parse_args(argv), started or time.monotonic()
-    if args.search and args.minutes:
-        fail("--search takes no --minutes: each of its runs should have the same --epochs", 2)
+    several = os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+    quiet = several and os.environ.get("LOCAL_RANK") != "0"  # the first process says it
+    if args.search and (args.minutes or several):
+        fail("--search takes one process, and --epochs instead of --minutes", 2, quiet)
     gpus = range(torch.cuda.device_count())
     try:
         # The caller's settings and random numbers stay as they were.
@@ -578,8 +581,8 @@ def main(argv=None, started=None):
                 fit(run)
     except KeyboardInterrupt:
         fail("interrupted; if an epoch was finished, --resume goes on after it", 1)
-    except RunFailed as error:  # which all processes of a run agree on
-        fail(error, 1, quiet=os.environ.get("RANK", "0") != "0")
+    except RunFailed as error:  # which all processes agree on
+        fail(error, 1, quiet)
     except OSError as error:
         fail(error, 1)
     except RuntimeError as error:

@@ -11,6 +11,7 @@ and about that machine on that day.
 
 import argparse
 import csv
+import itertools
 import os
 import resource
 import shutil
@@ -126,8 +127,8 @@ def batches_of(mix, args, device, count=20_000):
     batches = data.Batches(
         images, labels, everything, augment.parse(mix), args.batch_size, 0, device
     )
-    epoch = batches.epoch(0)
-    return lambda: next(epoch)
+    endless = itertools.chain.from_iterable(map(batches.epoch, itertools.count()))
+    return lambda: next(endless)
 
 
 def measure_input(args, device, table):

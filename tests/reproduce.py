@@ -15,7 +15,6 @@ a kind of row (B, V, F, E).
 """
 
 import argparse
-import csv
 import math
 import os
 import platform
@@ -239,7 +238,7 @@ def train(name, seed, args):
         raise RuntimeError((error.strip() or "no message").splitlines()[-1])
     if searching:
         return None
-    log = read(out / "log.csv")
+    log = predict.read_table(out / "log.csv")
     last, best = log[-1], max(log, key=lambda row: float(row["val_acc"]))
     return dict(
         **known, epochs=last["epoch"], val_acc=last["val_acc"], best_val_acc=best["val_acc"],
@@ -265,14 +264,6 @@ def call(words, jobs):
     error = child.communicate()[1]
     CHILDREN.discard(child)
     return child.returncode, error
-
-
-def read(path):
-    """The rows of a CSV file as dicts; none where there is no file."""
-    if not path.is_file():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 # ---------------------------------------------------------------- judging
@@ -306,11 +297,11 @@ class Results:
         return what, {seed: measures[what](row) for seed, row in self.runs[name].items()}
 
     def failed(self, rule):
-        """Whether a run of the rule learnt nothing: its spread says nothing about the others'."""
+        """Whether a run of the rule learnt nothing on any seed, which is no measure of noise."""
         names = [side.strip(")").split("(")[-1] for side in rule.split()[::2]]
         classes = SCALES[self.scale]["classes"] or 200
-        rows = [row for name in names for row in self.runs.get(name, {}).values()]
-        return any(float(row["val_acc"]) < 1.5 / classes for row in rows)
+        runs = [self.runs[name].values() for name in names if self.runs.get(name)]
+        return any(all(float(row["val_acc"]) < 1.5 / classes for row in rows) for rows in runs)
 
     def differences(self, rule):
         """(what is compared, the differences between the rule's two sides, seed by seed)"""
@@ -332,6 +323,8 @@ class Results:
         if limit[0].isdigit():  # each seed against a number
             right = [(x > 0) == (relation == ">") for x in found]
             seen = f"{rule}: {mean + float(limit):.3f} {seeds}"
+            if len(found) < 2:
+                return "one seed only", seen
             return "holds" if all(right) else "within noise" if any(
                 right
             ) else "does not hold", seen
@@ -347,7 +340,7 @@ def decide(relation, difference, noise):
         above = abs(difference) if relation == "=" else difference
         if above + noise <= STRONG:
             return "holds"
-        return "does not hold" if above > noise else "within noise"
+        return "does not hold" if above - noise >= STRONG else "within noise"
     difference = -difference if relation[0] == "<" else difference
     if len(relation) == 2 and difference + noise < STRONG:
         return "does not hold"
@@ -370,7 +363,7 @@ def verdict(row, results, args):
 
 def search_verdict(args):
     """F11 from the log of the search: the rounds as train.py judged them."""
-    log = read(args.results / f"search-{args.scale}.csv")
+    log = predict.read_table(args.results / f"search-{args.scale}.csv")
     known = {(row["mix"], int(row["seed"])): float(row["val_acc"]) for row in log}
     mix, seeds = RUNS["F11"]["augment"], range(RUNS["F11"]["search"])
     out, seen = [], []
@@ -405,7 +398,9 @@ def ran(row, scale):
 
 def write_table(args):
     """The ledger as CSV and Markdown, from runs.csv."""
-    results = Results(read(args.results / "runs.csv"), args.scale, Path(args.data).name)
+    results = Results(
+        predict.read_table(args.results / "runs.csv"), args.scale, Path(args.data).name
+    )
     header = ["id", "claim", "the report's figure", "runs", "verdict", "seen"]
     rows = [
         [row.id, row.claim, row.figure, ran(row, args.scale), *verdict(row, results, args)]
@@ -428,7 +423,7 @@ def names_in(row):
 
 def to_do(args):
     """(name, seed) of the runs that the asked rows need and runs.csv lacks."""
-    rows = read(args.results / "runs.csv")
+    rows = predict.read_table(args.results / "runs.csv")
     done = {(row["scale"], row["data"], row["command"], int(row["seed"])) for row in rows}
     asked = [row for row in LEDGER if not args.only or row.id in args.only]
     asked.sort(key=lambda row: "all" in row.rules)  # the longest last
@@ -459,7 +454,7 @@ def run_all(todo, args):
             return
         with lock:
             if row:
-                rows = [*read(args.results / "runs.csv"), row]
+                rows = [*predict.read_table(args.results / "runs.csv"), row]
                 rows = [[row[key] for key in COLUMNS] for row in rows]
                 predict.write_table(args.results / "runs.csv", COLUMNS, rows)
             write_table(args)

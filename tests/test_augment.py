@@ -237,3 +237,12 @@ def test_the_sheet_is_drawn_and_what_was_there_is_kept(tmp_path, monkeypatch, ca
         augment.main(["hflop", "--data", "demo"])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and "did you mean hflip" in error and error.count("\n") == 1
+
+
+def test_on_a_gpu_where_all_are_computed_the_same_are_changed(monkeypatch):
+    images = torch.rand(64, 3, 20, 20)
+    mix = augment.parse("hflip,vflip,gray:0.5,invert,equalize")[0]  # which draw but who is hit
+    chosen = mix(images, torch.Generator().manual_seed(5))
+    monkeypatch.setattr(augment, "IMMEDIATE", [])
+    assert torch.equal(mix(images, torch.Generator().manual_seed(5)), chosen)
+    assert not torch.equal(chosen, images)

@@ -81,6 +81,8 @@ def test_rules_are_judged_seed_by_seed_against_the_noise():
         ("=", 0.01, 0.01, "holds"),  # even if it is a difference
         ("=", 0.01, 0.03, "within noise"),
         ("=", -0.05, 0.01, "does not hold"),
+        ("=", -0.035, 0.01, "within noise"),  # perhaps by less than 0.03
+        ("<=", 0.02, 0.015, "within noise"),
         ("<=", -0.05, 0.01, "holds"),
         ("<=", 0.05, 0.01, "does not hold"),
         ("<=", 0.0, 0.04, "within noise"),
@@ -97,7 +99,7 @@ def test_runs_that_learnt_nothing_do_not_widen_the_noise_of_others():
     noise = results(**good).judge("F4 > three", "F")[1]
     good["F5"] = [0.1, 0.1]
     assert results(**good).judge("F4 > three", "F")[1] == noise
-    good["F5"] = [0.2, 0.5]
+    good["F5"] = [0.1, 0.5]  # once, at least
     assert results(**good).judge("F4 > three", "F")[1] != noise
 
 
@@ -154,7 +156,7 @@ def test_a_row_is_run_once_and_judged(tiny, tmp_path, capsys):
     argv = [*tiny, "--only", "V5"]
     reproduce.main(argv)
     assert capsys.readouterr().out.count(": done") == 4  # two runs, two seeds
-    rows = reproduce.read(tmp_path / "results" / "runs.csv")
+    rows = predict.read_table(tmp_path / "results" / "runs.csv")
     assert {(row["command"].split()[1], row["seed"]) for row in rows} == {("v9", "0"), ("v9", "1")}
     assert all(0 <= float(row["val_acc"]) <= 1 and row["data"] == "data" for row in rows)
     table = (tmp_path / "results" / "ledger-small.md").read_text().splitlines()
