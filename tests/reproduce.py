@@ -48,7 +48,7 @@ FINAL = "hflip,vflip,gray"
 # it takes more seeds.
 SCALES = {
     "small": dict(
-        classes=10, B=10, V=8, F=12, E=12, v14="width=16", seeds=dict(B=2, V=2, F=2, E=4)
+        classes=10, B=10, V=8, F=12, E=12, v14="width=16", seeds=dict(B=2, V=2, F=2, E=3)
     ),
     "full": dict(
         classes=None, B=40, V=40, F=40, E=40, v14="zero_init=false", seeds=dict(B=3, V=3, F=3, E=3)
