@@ -667,8 +667,7 @@ class Batches:
         self.total = len(indices) * len(pipelines)
         # The remainder is spread over the batches, and no picture is alone in a process's part of
         # one: batch norm has nothing to normalise by there.
-        fewest = 2 * self.world
-        self.steps = max(1, min(-(-self.total // batch_size), self.total // fewest))
+        self.steps = max(1, min(-(-self.total // batch_size), self.total // (2 * self.world)))
         self.bounds = [self.total * i // self.steps for i in range(self.steps + 1)]
         self.generator = torch.Generator(device)
         self.stream = None  # of copies, where the pictures are not on the GPU
@@ -689,14 +688,13 @@ class Batches:
         without asking the device.
         """
         generator = torch.Generator().manual_seed(seed_from(self.seed, epoch))
-        places = torch.arange(self.total)
+        order = torch.randperm(self.total, generator=generator)
         lows, sizes = torch.tensor(self.bounds[:-1]), torch.tensor(self.bounds).diff()
         step = torch.arange(self.steps).repeat_interleave(sizes)
-        place = places - lows[step]
-        mine = (place >= sizes[step] * self.rank // self.world) & (
-            place < sizes[step] * (self.rank + 1) // self.world
-        )
-        order, step = torch.randperm(self.total, generator=generator)[mine], step[mine]
+        place, size = torch.arange(self.total) - lows[step], sizes[step]
+        first, last = size * self.rank // self.world, size * (self.rank + 1) // self.world
+        mine = (place >= first) & (place < last)
+        order, step = order[mine], step[mine]
         copies, pictures = order // len(self.indices), self.indices[order % len(self.indices)]
         groups = step * len(self.pipelines) + copies
         counts = groups.bincount(minlength=self.steps * len(self.pipelines))

@@ -156,7 +156,7 @@ def environment(device):
         torch.set_float32_matmul_precision(before[1])
 
 
-def seconds(device, function, budget=0.0):
+def median_seconds(device, function, budget=0.0):
     """Median seconds of a call, the first not counted: of two, or of more within a budget."""
     times = []
     while len(times) < 3 or (sum(times) < budget and len(times) < 50):
@@ -211,9 +211,7 @@ def explained(error):
     if "out of memory" in text or "can't allocate memory" in text:
         return "out of memory: try a smaller --batch-size, --size or network"
     if re.search("connection closed|reset by peer|timed out", text):
-        return (
-            "another process of this run ended; --resume goes on after an epoch that was finished"
-        )
+        return "another process of this run ended; --resume goes on after a finished epoch"
     if "compiler" in text:
         return "--compile needs a C++ compiler, on a GPU triton: leave it out, or install one"
     raise error

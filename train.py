@@ -263,14 +263,14 @@ def plan(run, epochs):
         for batch in itertools.islice(batches, 3):
             train_step(run, *batch)
 
-    # Several processes must make the same number of steps: as few as seconds() is content with.
+    # Several processes must make the same number of steps: as few as median_seconds() takes.
     budget = 0.03 * (run.deadline - time.monotonic()) if run.world == 1 else 0
-    run.pace = predict.seconds(run.device, three_steps, budget) / 3
+    run.pace = predict.median_seconds(run.device, three_steps, budget) / 3
     epoch = len(run.batches) * run.pace
     some = min(len(run.val_labels), 256)
-    validating = predict.seconds(run.device, lambda: validate(run, some))
+    validating = predict.median_seconds(run.device, lambda: validate(run, some))
     finishing = validating * len(run.val_labels) / max(some, 1) + 0.2  # the curves
-    writing = predict.seconds(run.device, lambda: torch.save(run.state(), io.BytesIO()))
+    writing = predict.median_seconds(run.device, lambda: torch.save(run.state(), io.BytesIO()))
     finishing += 2 * writing  # ckpt.pt and best.pt
     left = 0.93 * (run.deadline - time.monotonic())  # a machine isn't always equally fast
     figures = torch.tensor([epoch + finishing, -left, finishing], dtype=torch.float64)

@@ -61,9 +61,7 @@ class Table:
         if other != "":
             ratio = ours / other if better == "higher" else other / ours
         self.rows.append((name, ours, other, unit, ratio))
-        shown = [
-            f"{x:,.4g}" if x == "" or x < 100 else f"{x:,.0f}" for x in (ours, other) if x != ""
-        ]
+        shown = [f"{x:,.4g}" if x < 100 else f"{x:,.0f}" for x in (ours, other) if x != ""]
         times = f"   {ratio:.3g} times" if ratio != "" else ""
         print(f"{name:<66} {' against '.join(shown)} {unit}{times}", flush=True)
 
