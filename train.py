@@ -166,7 +166,7 @@ class Run:
         layout = predict.memory_format(network, self.device, self.precision)
         self.network = self.forward = network.to(self.device, memory_format=layout)
         if self.world > 1:  # averages gradients; each process's batch norm sees its own part
-            self.forward = DistributedDataParallel(self.network, broadcast_buffers=False)
+            self.forward = DistributedDataParallel(self.network)
         if args.compile:
             self.forward = torch.compile(self.forward, dynamic=False)
         self.optimizer = make_optimizer(self.network, args)
