@@ -59,13 +59,6 @@ class RunFailed(Exception):
 class Diverged(RunFailed):
     """The loss or the weights are no longer finite."""
 
-    def __init__(self, run, what):
-        kept = f"ckpt.pt still holds epoch {run.epoch}" if run.epoch else "nothing was saved"
-        super().__init__(
-            f"{what} no longer finite in epoch {run.epoch + 1} at a rate of {run.rate:g}: "
-            f"try a lower --lr; {kept}"
-        )
-
 
 # ---------------------------------------------------------------- optimiser and schedule
 
@@ -112,16 +105,14 @@ class Run:
         if not checkpoint:
             args.processes = self.world
         self.deadline = (started or time.monotonic()) + 60 * (args.minutes or math.inf)
-        self.pace = 0.0  # seconds that a step takes
-        self.finishing = 0.0  # seconds that validating and writing take
+        self.pace = self.finishing = 0.0  # seconds that a step takes, and validating and writing
         self.model, self.options = models.parse(args.model)
         self.device = predict.choose_device()
         self.precision = predict.choose_precision(self.device)
         self.computed_on = predict.computed_on(self.device, self.precision, args.compile)
         self.epoch, self.step = 0, 0  # whole epochs done, and steps done of the next one
         self.rate = args.lr  # of the last step
-        self.totals = self.no_totals()
-        self.rows = []  # of the log
+        self.totals, self.rows = self.no_totals(), []  # of this epoch, and of the log
         self.read(augment.parse(args.augment), checkpoint, dataset)
         if args.minutes:
             args.epochs = plan(self, args.epochs)
@@ -182,7 +173,8 @@ class Run:
         """The checkpoint: plain tensors, numbers, strings, lists and dicts only."""
         schedule = self.schedule.state_dict()
         resume = dict(
-            step=self.step, totals=self.totals, optimizer=self.optimizer.state_dict(),
+            step=self.step, rate=self.rate, totals=self.totals,
+            optimizer=self.optimizer.state_dict(),
             # without its functions, which load_checkpoint would refuse to read
             schedule={k: v for k, v in schedule.items() if not callable(v)},
             scaler=self.scaler.state_dict(),
@@ -207,10 +199,13 @@ class Run:
         resume = checkpoint["resume"]
         self.network.load_state_dict(checkpoint["weights"])
         self.optimizer.load_state_dict(resume["optimizer"])
+        for weight, state in self.optimizer.state.items():
+            for key in state.keys() - {"step"}:  # the fused step checks neither shape nor layout
+                state[key] = torch.empty_like(weight).copy_(state[key])
         self.schedule.load_state_dict({**self.schedule.state_dict(), **resume["schedule"]})
         if resume["scaler"]:  # none where the precision needs none
             self.scaler.load_state_dict(resume["scaler"])
-        self.epoch, self.step = checkpoint["epoch"], resume["step"]
+        self.epoch, self.step, self.rate = checkpoint["epoch"], resume["step"], resume["rate"]
         self.totals = resume["totals"].to(self.device) * (self.rank == 0)
         self.rows = checkpoint["log"]
 
@@ -234,7 +229,11 @@ def require_finite(run, loss=0.0):
     wrong = torch.tensor([not weights.all().item(), not math.isfinite(loss)], dtype=torch.int64)
     wrong = predict.over_all(wrong, largest=True).tolist()
     if any(wrong):
-        raise Diverged(run, "the loss is" if wrong[1] else "the weights are")
+        raise Diverged(
+            f"the {'loss is' if wrong[1] else 'weights are'} no longer finite in epoch "
+            f"{run.epoch + 1} at a rate of {run.rate:g}: try a lower --lr; "
+            + (f"ckpt.pt still holds epoch {run.epoch}" if run.epoch else "nothing was saved")
+        )
 
 
 def write_log(run):

@@ -1,6 +1,7 @@
 """Runs: killed and resumed, stopped, refused; the schedules; what a run writes and leaves alone."""
 
 import contextlib
+import copy
 import csv
 import math
 import signal
@@ -612,6 +613,52 @@ def test_a_run_goes_on_where_another_precision_is_computed_in(homework, tmp_path
     monkeypatch.setattr(predict, "choose_precision", lambda device: torch.float16)
     run = train.prepare(train.parse_args([*given, "--resume"]))
     assert run.scaler.is_enabled() and run.scaler.get_scale() > 1
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_run_goes_on_in_another_memory_layout_as_in_its_own(
+    homework, tmp_path, monkeypatch, optimizer
+):
+    """As from a GPU to a CPU with bfloat16: momentum has to lie in memory as the weights do."""
+
+    def prepared(layout):
+        monkeypatch.setattr(predict, "memory_format", lambda *_: layout)
+        args = [*flags(homework, tmp_path / "run"), "--optimizer", optimizer, "--lr", "0.01"]
+        args += ["--model", f"{TINY},dropout=0"]  # which draws in the order of memory
+        return train.prepare(train.parse_args(args))
+
+    first = prepared(torch.channels_last)
+    batches = list(first.batches.epoch(0))
+    for step, batch in enumerate(batches[:5]):
+        train.train_step(first, 0, step, *batch)
+    state, ends = first.state(), []
+    for layout in (torch.channels_last, torch.contiguous_format):
+        run = prepared(layout)
+        run.restore(copy.deepcopy(state))
+        train.train_step(run, 0, 5, *batches[5])
+        ends.append(run.network.state_dict())
+    one, other = (torch.cat([w.flatten().double() for w in end.values()]) for end in ends)
+    far = ((one - other).abs() > 1e-4).double().mean()  # Adam magnifies the rounding of some
+    assert far < 0.01
+
+
+def test_a_run_stopped_behind_the_last_step_of_an_epoch_logs_the_rate_of_that_step(
+    homework, tmp_path, monkeypatch
+):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train.main(flags(homework, whole))
+    why_stop = train.why_stop
+
+    def stop(run, signals, pace=None):
+        last = pace is None and run.epoch == 1
+        return "SIGTERM" if last else why_stop(run, signals, pace or 0.0)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(train, "why_stop", stop)
+        train.main(flags(homework, cut))
+    train.main([*flags(homework, cut), "--resume"])
+    assert columns(cut / "log.csv") == columns(whole / "log.csv")
+    assert same_tree(plain_content(whole / "ckpt.pt"), plain_content(cut / "ckpt.pt"))
 
 
 def test_what_overflows_is_named_with_its_epoch_and_not_saved(homework, tmp_path, monkeypatch):
