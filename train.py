@@ -205,7 +205,8 @@ class Run:
         self.schedule.load_state_dict({**self.schedule.state_dict(), **resume["schedule"]})
         if resume["scaler"]:  # none where the precision needs none
             self.scaler.load_state_dict(resume["scaler"])
-        self.epoch, self.step, self.rate = checkpoint["epoch"], resume["step"], resume["rate"]
+        self.epoch, self.step = checkpoint["epoch"], resume["step"]
+        self.rate = resume.get("rate", self.rate)  # which checkpoints did not hold at first
         self.totals = resume["totals"].to(self.device) * (self.rank == 0)
         self.rows = checkpoint["log"]
 
@@ -229,10 +230,11 @@ def require_finite(run, loss=0.0):
     wrong = torch.tensor([not weights.all().item(), not math.isfinite(loss)], dtype=torch.int64)
     wrong = predict.over_all(wrong, largest=True).tolist()
     if any(wrong):
+        what = "loss is" if wrong[1] else "weights are"
+        kept = f"ckpt.pt still holds epoch {run.epoch}" if run.epoch else "nothing was saved"
         raise Diverged(
-            f"the {'loss is' if wrong[1] else 'weights are'} no longer finite in epoch "
-            f"{run.epoch + 1} at a rate of {run.rate:g}: try a lower --lr; "
-            + (f"ckpt.pt still holds epoch {run.epoch}" if run.epoch else "nothing was saved")
+            f"the {what} no longer finite in epoch {run.epoch + 1} at a rate of {run.rate:g}: "
+            f"try a lower --lr; {kept}"
         )
 
 
@@ -442,11 +444,10 @@ def search_run(args, dataset, mix, seed, folder):
 # ---------------------------------------------------------------- command line
 
 SEVERAL, ONE_OR_MORE = data.at_least(2), data.at_least(1)
-RATE = data.number(float, "a number above 0", lambda x: 0 < x < 1e38)  # float32 ends there
+POSITIVE = data.number(float, "a number above 0", lambda x: 0 < x < 1e38)  # float32 ends there
 SHARE = data.number(float, "at least 0 and below 1", lambda x: 0 <= x < 1)
 DECAY = data.number(float, "a number, 0 or more", lambda x: 0 <= x < math.inf)
 SEED = data.number(int, "a whole number from 0 to 2**63 - 1", lambda x: 0 <= x < 2**63)
-MINUTES = data.number(float, "a number above 0", lambda x: 0 < x < math.inf)
 SIDE = data.number(int, f"a whole number of pixels from {data.SMALLEST} to {data.LARGEST}",
               lambda x: data.SMALLEST <= x <= data.LARGEST)  # fmt: skip
 
@@ -463,7 +464,7 @@ FLAGS = [
     ("model", "--model", "NAME", str, "F1 to F7",
      f"{', '.join(models.MODELS)}; with options: v14:groups=4,width=32"),
     ("optimisation", "--optimizer", "NAME", ["sgd", "adam"], "V4", "sgd or adam"),
-    ("optimisation", "--lr", "RATE", RATE, "F1, F8", "highest learning rate"),
+    ("optimisation", "--lr", "RATE", POSITIVE, "F1, F8", "highest learning rate"),
     ("optimisation", "--schedule", "NAME", list(SCHEDULES), "B1 to B4, F1",
      ", ".join(SCHEDULES)),
     ("optimisation", "--epochs", "N", ONE_OR_MORE, "F9", "passes over the training set"),
@@ -473,7 +474,7 @@ FLAGS = [
     ("optimisation", "--weight-decay", "D", DECAY, "F12", "L2 penalty on all weights"),
     ("run", "--recipe", "NAME", list(RECIPES), "", f"a row of defaults: {', '.join(RECIPES)} "
      "(default: report)"),
-    ("run", "--minutes", "M", MINUTES, "", "end within M minutes: by as many epochs as fit; with "
+    ("run", "--minutes", "M", POSITIVE, "", "end within M minutes: by as many epochs as fit; with "
      "--epochs by stopping in time, to be resumed"),
     ("run", "--resume", "", bool, "", "go on with the ckpt.pt in --out, with its flags"),
     ("run", "--compile", "", bool, "", "by torch.compile, which takes a minute at first"),

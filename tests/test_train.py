@@ -642,6 +642,15 @@ def test_a_run_goes_on_in_another_memory_layout_as_in_its_own(
     assert far < 0.01
 
 
+def test_a_checkpoint_from_before_it_held_the_rate_is_resumed(trained, tmp_path):
+    content = torch.load(trained[1] / "ckpt.pt")
+    del content["resume"]["rate"]
+    content["args"]["epochs"] = 3
+    torch.save(content, tmp_path / "ckpt.pt")
+    train.main(["--resume", "--out", str(tmp_path)])
+    assert len(columns(tmp_path / "log.csv")) == 3
+
+
 def test_a_run_stopped_behind_the_last_step_of_an_epoch_logs_the_rate_of_that_step(
     homework, tmp_path, monkeypatch
 ):
