@@ -10,7 +10,6 @@ A pipeline works on a whole batch on its own device and draws for each picture o
     python augment.py clean+hflip,gray      # draws a sheet of before and after: augment.png
 """
 
-import argparse
 import difflib
 import math
 import sys
@@ -309,21 +308,21 @@ def draw_sheet(images, pipelines, seed=0):
     return pictures, [caption for caption, _ in columns] * len(images), len(columns)
 
 
+# Group, flag, what its value is called, how many there are or its type, help.
+FLAGS = [
+    ("arguments", "mix", "MIX", "?", f"default: {REPORT_MIX}"),
+    ("arguments", "--data", "PATH", str, "where pictures come from, as in train.py"),
+    ("arguments", "--out", "FILE", str, "default: augment.png"),
+]
+
+
 def parse_args(argv=None):
     import data
 
-    parser = argparse.ArgumentParser(
-        prog="augment.py",
-        usage=argparse.SUPPRESS,
-        description="Draw what a mix of augmentations does to pictures: python augment.py MIX",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "mix", metavar="MIX", nargs="?", default=REPORT_MIX, help=f"default: {REPORT_MIX}"
-    )
-    parser.add_argument("--data", metavar="PATH", help="where pictures come from, as in train.py")
-    parser.add_argument("--out", metavar="FILE", default="augment.png", help="default: augment.png")
-    return data.parse_flags(parser, argv)
+    about = "Draw what a mix of augmentations does to pictures: python augment.py MIX"
+    args = data.parse_flags("augment.py", about, FLAGS, argv)
+    args.mix, args.out = args.mix or REPORT_MIX, args.out or "augment.png"
+    return args
 
 
 def main(argv=None):

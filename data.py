@@ -734,16 +734,32 @@ class Batches:
 # ---------------------------------------------------------------- what is said and written
 
 
-def parse_flags(parser, argv):
-    """parser.parse_args, with a hint at a misspelt flag and without what Jupyter adds to argv."""
+def parse_flags(script, description, flags, argv):
+    """The arguments of a script, None where none is given and by a sentence to stderr if wrong.
+
+    flags: rows (group, flag, what its value is called, kind, help). kind: a function of the text,
+    a list of choices, bool for a flag without value, or how many there are ("?" or "+") of what
+    comes without a flag. What Jupyter adds to sys.argv is dropped.
+    """
+    parser = argparse.ArgumentParser(
+        prog=script, usage=argparse.SUPPRESS, description=description, allow_abbrev=False
+    )
+    groups = {group: parser.add_argument_group(group) for group, *_ in flags}
+    for group, flag, metavar, kind, text in flags:
+        if kind is bool:
+            values = {"action": "store_true", "default": None}
+        else:
+            key = {list: "choices", str: "nargs"}.get(type(kind), "type")
+            values = {key: kind, "metavar": metavar}
+        groups[group].add_argument(flag, help=text, **values)
     if argv is None:
         argv = sys.argv[1:]
         if "ipykernel" in sys.modules:  # it brings -f .../kernel-1234.json
             argv = [x for x in argv if x != "-f" and not (x.endswith(".json") and "kernel" in x)]
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        flags = re.findall(r"--[a-z-]+", parser.format_help())
-        close = difflib.get_close_matches(unknown[0].split("=")[0], flags, 1)
+        known = [flag for _, flag, *_ in flags if flag.startswith("--")]
+        close = difflib.get_close_matches(unknown[0].split("=")[0], known, 1)
         hint = f"did you mean {close[0]}?" if close else "--help lists them all"
         parser.error(f"unknown argument {unknown[0]}: {hint}")
     return args

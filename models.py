@@ -63,12 +63,10 @@ class BasicBlock(nn.Module):
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
-def stage(in_channels, channels, stride, dropout=0.0):
-    """Two basic blocks, the report's "group"; the first one changes width and resolution."""
-    return nn.Sequential(
-        BasicBlock(in_channels, channels, stride, dropout),
-        BasicBlock(channels, channels, 1, dropout),
-    )
+def stage(in_channels, channels, stride, dropout=0.0, depth=2):
+    """Basic blocks, two in the report's "group"; the first changes width and resolution."""
+    rest = [BasicBlock(channels, channels, 1, dropout) for _ in range(depth - 1)]
+    return nn.Sequential(BasicBlock(in_channels, channels, stride, dropout), *rest)
 
 
 def kaiming_fan_out(network):
@@ -267,15 +265,9 @@ class V14(Network):
     group, head = staticmethod(stage), nn.Linear  # what v15 changes
 
     def __init__(
-        self,
-        num_classes,
-        groups=3,
-        stem_kernel=5,
-        dropout=0.1,
-        max_pool=False,
-        zero_init=True,
+        self, num_classes, groups=3, stem_kernel=5, dropout=0.1, max_pool=False, zero_init=True,
         width=64,
-    ):
+    ):  # fmt: skip
         super().__init__()
         require("groups", groups, groups in (2, 3, 4), "2, 3 or 4")
         require("stem_kernel", stem_kernel, stem_kernel in (3, 5), "3 or 5")

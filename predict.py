@@ -10,7 +10,6 @@ What training shares with it stands here too: the choice of device and precision
 processes of a run say to each other; and the words, comparisons and charts of training.
 """
 
-import argparse
 import csv
 import functools
 import io
@@ -668,39 +667,24 @@ def draw_bars(rounds, title):
 # ---------------------------------------------------------------- command line
 
 
+VIEW_COUNT = data.number(int, f"from 1 to {len(VIEWS)}", lambda x: 1 <= x <= len(VIEWS))
+FLAGS = [
+    ("arguments", "checkpoints", "CKPT", "+", "averaged, if several"),
+    ("arguments", "--data", "PATH", str, "a data set, a folder or archive of pictures, or one "
+     "picture (default: the source that the network was trained on)"),
+    ("arguments", "--out", "FILE", str, "default: submission.csv, or scores.csv with --score"),
+    ("arguments", "--views", "N", VIEW_COUNT, "average over N views of each picture, 1 to "
+     f"{len(VIEWS)}: itself, mirrored, moved by a pixel (default: 1)"),
+    ("arguments", "--score", "", bool, "answer the labelled pictures that training did not see: "
+     "accuracy, classes, confusions, and a sheet of the surest mistakes (mistakes.png)"),
+]  # fmt: skip
+
+
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="predict.py",
-        usage=argparse.SUPPRESS,
-        description="Answer pictures with trained networks: python predict.py ckpt.pt [flags]",
-        allow_abbrev=False,
-    )
-    parser.add_argument("checkpoints", metavar="CKPT", nargs="+", help="averaged, if several")
-    parser.add_argument(
-        "--data",
-        metavar="PATH",
-        help="a data set, a folder or archive of pictures, or one picture "
-        "(default: the source that the network was trained on)",
-    )
-    parser.add_argument(
-        "--out", metavar="FILE", help="default: submission.csv, or scores.csv with --score"
-    )
-    parser.add_argument(
-        "--views",
-        metavar="N",
-        type=int,
-        choices=range(1, len(VIEWS) + 1),
-        default=1,
-        help=f"average over N views of each picture, 1 to {len(VIEWS)}: itself, mirrored, moved "
-        "by a pixel (default: 1)",
-    )
-    parser.add_argument(
-        "--score",
-        action="store_true",
-        help="answer the labelled pictures that training did not see: accuracy, classes, "
-        "confusions, and a sheet of the surest mistakes (mistakes.png)",
-    )
-    return data.parse_flags(parser, argv)
+    about = "Answer pictures with trained networks: python predict.py ckpt.pt [flags]"
+    args = data.parse_flags("predict.py", about, FLAGS, argv)
+    args.views = args.views or 1
+    return args
 
 
 def main(argv=None):

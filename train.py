@@ -488,23 +488,14 @@ FLAGS = [
 
 def parse_args(argv=None):
     """The flags, completed from the recipe; args.given maps those that the user gave."""
-    parser = argparse.ArgumentParser(
-        prog="train.py",
-        usage=argparse.SUPPRESS,
-        description="Train a small-picture classifier from scratch: python train.py [flags]",
-        allow_abbrev=False,
-    )
-    groups = {name: parser.add_argument_group(name) for name, *_ in FLAGS}
+    flags = []
     for group, flag, metavar, kind, section, text in FLAGS:
         default = RECIPES["report"].get(flag[2:].replace("-", "_"))
         text += "" if default is None else f" (default: {default})"
         text += f" [report {section}]" if section else ""
-        if kind is bool:
-            values = {"action": "store_true", "default": None}
-        else:
-            values = {"choices" if isinstance(kind, list) else "type": kind, "metavar": metavar}
-        groups[group].add_argument(flag, help=text, **values)
-    args = data.parse_flags(parser, argv)
+        flags.append((group, flag, metavar, kind, text))
+    about = "Train a small-picture classifier from scratch: python train.py [flags]"
+    args = data.parse_flags("train.py", about, flags, argv)
     given = {name: value for name, value in vars(args).items() if value is not None}
     defaults = {"out": ".", "seed": 0, **RECIPES[args.recipe or "report"]}
     if args.minutes and not args.epochs:

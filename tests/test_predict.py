@@ -183,7 +183,7 @@ def test_a_wrong_thing_is_one_sentence_and_nothing_is_written(trained, here, cap
     refused(
         capsys, [checkpoint, "--data", other, "--score"], "is not the data that this checkpoint"
     )
-    refused(capsys, [checkpoint, "--views", "0"], "argument --views: invalid choice: 0")
+    refused(capsys, [checkpoint, "--views", "0"], "argument --views: '0' should be from 1 to 10")
     refused(capsys, [checkpoint, "--vews", "2"], "unknown argument --vews: did you mean --views?")
     assert sorted(here.rglob("*")) == before
 
