@@ -15,6 +15,7 @@ import difflib
 import gzip
 import hashlib
 import io
+import itertools
 import lzma
 import os
 import re
@@ -24,18 +25,25 @@ import time
 import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Optional
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+import torchvision.transforms.v2 as transforms
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
 CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # torchvision's folders
 SMALLEST, LARGEST = 16, 512  # sides in pixels: below, no network fits; above, it isn't small
+
+
+class Failed(Exception):
+    """What was begun can't go on; the message says in one sentence why and what to try."""
 
 
 class NotADataSet(ValueError):
@@ -731,6 +739,44 @@ class Batches:
             yield x, labels[step]
 
 
+def growing(first, last):
+    """[(side in pixels, share of a run's steps)]: from first (None: last) to last in three.
+
+    Each gets about the same time, since a step costs as its area does (progressive resizing).
+    """
+    first = min(first or last, last)
+    sides = sorted({first, (first + last) // 8 * 4, last} - set(range(first)))
+    weights = [side**-2 for side in sides]
+    return [(side, weight / sum(weights)) for side, weight in zip(sides, weights)]
+
+
+def side_at(sides, done):
+    """The side of growing() after this share, 0 to 1, of a run's steps."""
+    until = itertools.accumulate(share for _, share in sides)
+    return next((side for (side, _), end in zip(sides, until) if done < end), sides[-1][0])
+
+
+def resized(images, side):
+    """Float pictures [B, 3, S, S] at another side; unchanged at their own."""
+    if images.shape[-1] == side:
+        return images
+    size = (side, side)
+    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def mixed(images, labels, classes, mixup=0.0, cutmix=0.0):
+    """A batch mixed in pairs, the labels as shares [B, classes], by Mixup (arXiv:1710.09412) or
+    CutMix (arXiv:1905.04899) with these alphas, either at random; as it was where both are 0.
+    """
+    kinds = {transforms.MixUp: mixup, transforms.CutMix: cutmix}
+    kinds = [kind(alpha=alpha, num_classes=classes) for kind, alpha in kinds.items() if alpha]
+    if not kinds:
+        return images, labels
+    # torchvision pairs neighbours, which here are of one copy of the data.
+    order = torch.randperm(len(images), device=images.device)
+    return transforms.RandomChoice(kinds)(images[order], labels[order])
+
+
 # ---------------------------------------------------------------- what is said and written
 
 
@@ -763,6 +809,40 @@ def parse_flags(script, description, flags, argv):
         hint = f"did you mean {close[0]}?" if close else "--help lists them all"
         parser.error(f"unknown argument {unknown[0]}: {hint}")
     return args
+
+
+@contextmanager
+def sentences(script, quiet=False, interrupted="interrupted"):
+    """End the process with one sentence on what goes wrong inside: with status 2 where the flags or
+    the data are wrong, 1 where the work failed (unsaid if quiet, for processes that agree on it).
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        message, status = error, 2
+    except Failed as error:
+        message, status = None if quiet else error, 1
+    except KeyboardInterrupt:
+        message, status = interrupted, 1
+    except RuntimeError as error:
+        message, status = explained(error), 1
+    else:
+        return
+    if message:
+        print(f"{script}: error: {message}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def explained(error):
+    """A sentence for what torch can only stumble over; other errors are raised again."""
+    text = str(error).lower()
+    if "out of memory" in text or "can't allocate memory" in text:
+        return "out of memory: try a smaller --batch-size, --size or network"
+    if re.search("connection closed|reset by peer|timed out", text):
+        return "another process of this run ended; --resume goes on after a finished epoch"
+    if "compiler" in text:
+        return "--compile needs a C++ compiler, on a GPU triton: leave it out, or install one"
+    raise error
 
 
 def number(kind, expected, fits):
@@ -832,8 +912,10 @@ def write_file(path, write):
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise Failed(f"{path} can't be written: {error.strerror or error}") from error
         raise
 
 

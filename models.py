@@ -10,6 +10,7 @@ checkpoint stores. Normalisation is the network's own first act, so that nobody 
 know the mean and the standard deviation of the pictures it was trained on.
 """
 
+import ast
 import inspect
 import zipfile
 from pathlib import Path
@@ -308,9 +309,29 @@ class V15(V14):
         return nn.Sequential(nn.Linear(features, 1024), nn.ReLU(), nn.Linear(1024, num_classes))
 
 
+class V16(V14):
+    """Ours, made for accuracy in little time: v14 with a stem that halves the resolution at once
+    (most of v14's operations are spent before it does) and one block a group, in four groups.
+
+    stride: of the stem, 1 or 2. depth: blocks a group. groups, dropout, width: as in v14.
+    """
+
+    def __init__(self, num_classes, width=64, depth=1, groups=4, stride=2, dropout=0.0):
+        require("depth", depth, 1 <= depth <= 100, "from 1 to 100")
+        require("stride", stride, stride in (1, 2), "1 or 2")
+        self.depth = depth  # before group() is called
+        super().__init__(num_classes, groups, stem_kernel=3, dropout=dropout, width=width)
+        if stride == 2:
+            self.conv1 = nn.Conv2d(3, width, 6, stride=2, padding=2, bias=False)
+            nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+
+    def group(self, in_channels, channels, stride, dropout):
+        return stage(in_channels, channels, stride, dropout, self.depth)
+
+
 MODELS = dict(
     resnet18=ResNet18, v2=V2, v3=V3, v4=V4, v5=V5, v6=V6, v7=V7, v8=V8, v9=V9, v10=V10, v11=V11,
-    v12=V12, v13=V13, v14=V14, v15=V15,
+    v12=V12, v13=V13, v14=V14, v15=V15, v16=V16,
 )  # fmt: skip
 
 # What each checkpoint holds; one to resume from has "resume" too (train.py's Run.state).
@@ -345,9 +366,8 @@ def checked_options(name, options):
                 f"model {name} has no option {option!r}; it takes {known or 'no options'}"
             )
         kind = type(defaults[option])
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        fits = isinstance(value, kind) and (kind is bool or is_number)
-        if not fits and not (kind is float and is_number):
+        kinds = (int, float) if kind is float else kind
+        if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
             wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
             raise ValueError(f"option {option}={value} of model {name} should be {wanted}")
         checked[option] = kind(value)
@@ -370,15 +390,11 @@ def parse(spec):
 
 
 def parse_value(text):
-    """The number or truth value that a text spells, else the text itself."""
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
+    """The number or truth value (in any case) that a text spells, else the text itself."""
+    try:
+        return ast.literal_eval(text.capitalize())
+    except (ValueError, SyntaxError):
+        return text
 
 
 def build_model(name, num_classes, mean=(0, 0, 0), std=(1, 1, 1), **options):

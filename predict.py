@@ -16,10 +16,8 @@ import io
 import itertools
 import math
 import os
-import re
 import signal
 import statistics
-import sys
 import threading
 import time
 from collections import Counter
@@ -174,11 +172,19 @@ def processes():
     return 0, 1
 
 
-def over_all(values, largest=False):
-    """The sum, or the largest, of each number of a tensor over all processes; in place."""
+def over_all(values):
+    """The sum of each number of a tensor over all processes; in place."""
     if processes()[1] > 1:
-        dist.all_reduce(values, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM)
+        dist.all_reduce(values)
     return values
+
+
+def largest(*values):
+    """The largest of each number over all processes, as floats."""
+    values = torch.tensor(values, dtype=torch.float64)
+    if processes()[1] > 1:
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+    return values.tolist()
 
 
 @contextmanager
@@ -204,18 +210,6 @@ def one_voice():
     return redirect_stdout(io.StringIO()) if processes()[0] else nullcontext()
 
 
-def explained(error):
-    """A sentence for what torch can only stumble over; other errors are raised again."""
-    text = str(error).lower()
-    if "out of memory" in text or "can't allocate memory" in text:
-        return "out of memory: try a smaller --batch-size, --size or network"
-    if re.search("connection closed|reset by peer|timed out", text):
-        return "another process of this run ended; --resume goes on after a finished epoch"
-    if "compiler" in text:
-        return "--compile needs a C++ compiler, on a GPU triton: leave it out, or install one"
-    raise error
-
-
 # ---------------------------------------------------------------- inference
 
 
@@ -228,12 +222,13 @@ def shifted(images, flip, down, right):
 
 
 @torch.no_grad()
-def logits(network, images, view=VIEWS[0], precision=None, batch_size=None, progress=None):
+def logits(network, images, view=VIEWS[0], precision=None, batch_size=None, side=None,
+           progress=None):  # fmt: skip
     """The network's answers as float32 [N, classes], on its device.
 
     images: uint8 [N, 3, H, W], or float in [0, 1], on any device. network: in either mode, which
-    it has again afterwards. precision: of the products, None chooses it by device. progress: a
-    data.Progress to be told of each batch.
+    it has again afterwards. precision: of the products, None chooses it by device. side: in pixels,
+    to resize to. progress: a data.Progress to be told of each batch.
     """
     device = next(network.parameters()).device
     precision = precision or choose_precision(device)
@@ -245,12 +240,22 @@ def logits(network, images, view=VIEWS[0], precision=None, batch_size=None, prog
     for start in range(0, len(images), batch_size):
         x = images[start : start + batch_size].to(device, non_blocking=True)
         x = x if x.is_floating_point() else x.float().div_(255)
+        x = data.resized(x, side or x.shape[-1])
         with autocast(device, precision):
             answers.append(network(x if view == VIEWS[0] else shifted(x, *view)).float())
         if progress:
             progress.add(len(x))
     network.train(was_training)
     return torch.cat(answers)
+
+
+def evaluate(network, images, labels, precision=None, side=None):
+    """float64 [sum of the losses, right answers] on labelled pictures, resized if need be."""
+    if not len(labels):
+        return torch.zeros(2, dtype=torch.float64)
+    answers = logits(network, images, precision=precision, side=side)
+    loss = F.cross_entropy(answers, labels, reduction="sum").double()
+    return torch.stack([loss, (answers.argmax(1) == labels).sum()])
 
 
 def predict(networks, images, views=1, precision=None):
@@ -426,8 +431,9 @@ def print_start(run):
     count = sum(p.numel() for p in run.network.parameters())
     train, val = len(run.batches.indices), run.val_count
     mix = " + ".join(map(str, run.batches.pipelines))
+    sides = " to ".join(str(side) for side, _ in run.sides)
     print(
-        f"data: {run.source}, {len(run.classes)} classes, {run.size} px, {train:,} pictures to "
+        f"data: {run.source}, {len(run.classes)} classes, {sides} px, {train:,} pictures to "
         f"train on, {val:,} for validation\n"
         f"mix: {mix}: {run.batches.total:,} pictures an epoch in {len(run.batches):,} steps\n"
         f"model: {run.args.model}, {count:,} parameters\n"
@@ -689,7 +695,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    try:
+    with data.sentences("predict.py"):
         data.check_out(args.out or "submission.csv")
         if args.out in args.checkpoints or Path(args.out or "").suffix in (".pt", ".png"):
             raise ValueError(f"--out {args.out} should be a table: name it .csv")
@@ -705,9 +711,6 @@ def main(argv=None):
             score(networks, checkpoints, args)
         else:
             submit(networks, checkpoints[0], args)
-    except (ValueError, OSError) as error:
-        print(f"predict.py: error: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, (ValueError, FileNotFoundError)) else 1) from None
 
 
 if __name__ == "__main__":

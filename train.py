@@ -1,15 +1,14 @@
 """Train a small-picture classifier from scratch.
 
     python train.py --model v14 --lr 0.5 --epochs 40     # the report's final recipe
+    python train.py --recipe quick --minutes 20          # our own network, in 20 minutes
     python train.py --resume                             # go on where a run was stopped or killed
 
 It reads top to bottom: recipes, schedules, the run's state, its checkpoint, the loop, the runs of
-a search, the command line. In --out (default: here) it leaves ckpt.pt (to predict with and to
-resume from), best.pt (the best validation epoch), log.csv and curves.png.
+a search, the command line. In --out it leaves ckpt.pt, best.pt, log.csv and curves.png.
 
-Everything random is a function of (seed, epoch, step), so a resumed run ends with the very bits
-that an unbroken one would have, given the same CPU, torch and number of threads (on a GPU, cuDNN's
-choice of algorithms decides).
+Everything random is a function of (seed, epoch, step), so a resumed run ends with an unbroken one's
+bits, given the same CPU, torch and number of threads (on a GPU, cuDNN's algorithms decide).
 """
 
 import argparse
@@ -19,9 +18,9 @@ import itertools
 import math
 import os
 import platform
-import sys
 import time
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 
 STARTED = time.monotonic()  # before torch is imported, which may take seconds of --minutes
@@ -40,23 +39,32 @@ import data
 import models
 import predict
 
-# A recipe is a row of defaults; flags given beside --recipe win. "report" is the report's final
-# model (F1 the rate and the schedule, F9 the epochs, F12 the weight decay, E2 the mix).
+# A recipe is a row of defaults; flags given beside --recipe win.
 RECIPES = {
+    # The report's final model (F1 rate and schedule, F9 epochs, F12 weight decay, E2 mix).
     "report": dict(
         model="v14", augment=augment.REPORT_MIX, optimizer="sgd", lr=0.5, schedule="cosine",
         epochs=40, batch_size=64, momentum=0.9, weight_decay=1e-4,
     ),
+    # Ours for a CPU or a small GPU, from five minutes to a night.
+    "quick": dict(
+        model="v16", augment="hflip,shift", optimizer="sgd", lr=0.4, schedule="linear", epochs=14,
+        batch_size=256, momentum=0.9, weight_decay=5e-4, nesterov=True, warmup=0.15,
+        label_smoothing=0.1, grow=24,
+    ),
+    # Ours for a GPU overnight: wide, long, with pictures mixed.
+    "best": dict(
+        model="v16:stride=1,groups=3,depth=4,width=128", augment="hflip,shift", optimizer="sgd",
+        lr=0.2, schedule="cosine", epochs=200, batch_size=256, momentum=0.9, weight_decay=5e-4,
+        nesterov=True, warmup=0.025, label_smoothing=0.1, mixup=0.8, cutmix=1.0,
+    ),
 }  # fmt: skip
+DEFAULTS = dict(RECIPES["report"], out=".", seed=0, warmup=0, label_smoothing=0, mixup=0, cutmix=0)
 FILES = ["ckpt.pt", "best.pt", "log.csv", "curves.png"]  # what a run writes into --out
 MAY_CHANGE = "data out resume recipe minutes compile".split()  # flags that --resume may give anew
 
 
-class RunFailed(Exception):
-    """The run can't go on; the message says in one sentence why and what to try."""
-
-
-class Diverged(RunFailed):
+class Diverged(data.Failed):
     """The loss or the weights are no longer finite."""
 
 
@@ -65,20 +73,37 @@ class Diverged(RunFailed):
 
 def make_optimizer(network, args):
     """SGD with momentum, or Adam with torch's usual betas (report V4)."""
-    weights, decay = network.parameters(), args.weight_decay
+    options = dict(lr=args.lr, weight_decay=args.weight_decay, fused=True)
     if args.optimizer == "adam":
-        return torch.optim.Adam(weights, args.lr, weight_decay=decay, fused=True)
-    return torch.optim.SGD(weights, args.lr, args.momentum, weight_decay=decay, fused=True)
+        return torch.optim.Adam(network.parameters(), **options)
+    options.update(momentum=args.momentum, nesterov=bool(args.nesterov))
+    return torch.optim.SGD(network.parameters(), **options)
+
+
+def ramp(shape):
+    """A schedule that rises to lr over the share --warmup of all steps, then follows shape(p) from
+    p = 0 to 1: a rate that is at once at its height makes large batches diverge (arXiv:1706.02677).
+    """
+
+    def schedule(optimizer, args, steps):
+        steps *= args.epochs
+        rise = args.warmup * steps
+        return lr_scheduler.LambdaLR(optimizer, lambda step: (
+            (step + 1) / (rise + 1) if step < rise else shape((step - rise) / max(steps - rise, 1))
+        ))  # fmt: skip
+
+    return schedule
 
 
 # name: function of the optimizer, the arguments and the number of steps in an epoch.
 SCHEDULES = {
     # Half a cosine from lr to zero over the whole run, falling at every step (arXiv:1608.03983).
-    "cosine": lambda optimizer, args, steps: lr_scheduler.CosineAnnealingLR(
-        optimizer, args.epochs * steps),
-    # lr/10 to lr and back, the report's 0.01 to 0.1 (B2). Half a cycle is 2,000 steps, and momentum
-    # goes down by 0.1, to 0.8, and back: torch's defaults, our reading (arXiv:1506.01186). A run
-    # of less than a whole cycle gets one that fits it.
+    "cosine": ramp(lambda p: (1 + math.cos(math.pi * p)) / 2),
+    # A straight line to zero, the best for a given budget (Budgeted Training, arXiv:1905.04753).
+    "linear": ramp(lambda p: 1 - p),
+    "constant": ramp(lambda p: 1.0),
+    # lr/10 to lr and back, the report's 0.01 to 0.1 (B2). Half a cycle is 2,000 steps, or half the
+    # run; momentum falls by 0.1 and rises: torch's defaults, our reading (arXiv:1506.01186).
     "cyclic": lambda optimizer, args, steps: lr_scheduler.CyclicLR(
         optimizer, args.lr / 10, args.lr, max(1, min(2000, args.epochs * steps // 2)),
         cycle_momentum=args.momentum > 0,
@@ -88,7 +113,6 @@ SCHEDULES = {
         optimizer, lambda step: 0.95 ** (step // steps)),
     # A tenth of the rate when the validation loss has not fallen for ten epochs: torch's defaults.
     "plateau": lambda optimizer, args, steps: lr_scheduler.ReduceLROnPlateau(optimizer),
-    "constant": lambda optimizer, args, steps: lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
 }  # fmt: skip
 
 
@@ -104,6 +128,8 @@ class Run:
         self.rank, self.world = predict.processes()
         if not checkpoint:
             args.processes = self.world
+        if args.warmup and args.schedule not in ("cosine", "linear", "constant"):
+            raise ValueError(f"--warmup goes before cosine, linear, constant, not {args.schedule}")
         self.deadline = (started or time.monotonic()) + 60 * (args.minutes or math.inf)
         self.pace = self.finishing = 0.0  # seconds that a step takes, and validating and writing
         self.model, self.options = models.parse(args.model)
@@ -134,6 +160,7 @@ class Run:
         args.val = 0.1 if args.val is None and dataset.is_val is None else args.val
         self.source, self.fingerprint = dataset.source, dataset.fingerprint
         self.classes, self.size = dataset.classes, args.size
+        self.sides = data.growing(args.grow, self.size)
         self.mean, self.std = data.statistics(dataset.images, train)
         images = data.on_device(dataset.images, self.device)
         labels = dataset.labels.to(self.device)
@@ -164,6 +191,12 @@ class Run:
         self.schedule = SCHEDULES[args.schedule](self.optimizer, args, len(self.batches))
         scaled = self.precision == torch.float16  # whose smallest gradients would vanish
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
+
+    def side(self):
+        """The pictures' side at this step, which grows over the run."""
+        steps = len(self.batches)
+        done = self.epoch * steps + self.step
+        return data.side_at(self.sides, done / (self.args.epochs * steps))
 
     def no_totals(self):
         """Sums over an epoch: of the loss, of right answers, of pictures; read once an epoch."""
@@ -215,20 +248,18 @@ class Run:
 
 
 def save(run, name="ckpt.pt"):
-    """Write a checkpoint, whole or not at all."""
-    if run.rank:
-        return
+    """Write a checkpoint, whole or not at all; only ckpt.pt can be resumed from."""
     state = run.state()
     if name != "ckpt.pt":
         del state["resume"]
-    data.write_file(run.out / name, lambda file: torch.save(state, file))
+    if run.rank == 0:
+        data.write_file(run.out / name, lambda file: torch.save(state, file))
 
 
 def require_finite(run, loss=0.0):
     """Stop all processes before weights are saved that aren't finite, or after such a loss."""
     weights = torch.stack([w.isfinite().all() for w in run.network.state_dict().values()])
-    wrong = torch.tensor([not weights.all().item(), not math.isfinite(loss)], dtype=torch.int64)
-    wrong = predict.over_all(wrong, largest=True).tolist()
+    wrong = predict.largest(not weights.all(), not math.isfinite(loss))
     if any(wrong):
         what = "loss is" if wrong[1] else "weights are"
         kept = f"ckpt.pt still holds epoch {run.epoch}" if run.epoch else "nothing was saved"
@@ -257,25 +288,27 @@ def plan(run, epochs):
     run.args.epochs = epochs or 1
     run.build()
     run.network.train()
-    batches = ((epoch, step, *batch) for epoch in itertools.count()
-               for step, batch in enumerate(run.batches.epoch(epoch)))  # fmt: skip
+    batches = itertools.chain.from_iterable(map(run.batches.epoch, itertools.count()))
 
-    def three_steps():
-        for batch in itertools.islice(batches, 3):
-            train_step(run, *batch)
+    def three_steps(side):
+        for x, y in itertools.islice(batches, 3):
+            train_step(run, 0, 0, data.resized(x, side), y)
 
     # Several processes must make the same number of steps: as few as median_seconds() takes.
     budget = 0.03 * (run.deadline - time.monotonic()) if run.world == 1 else 0
-    run.pace = predict.median_seconds(run.device, three_steps, budget) / 3
-    epoch = len(run.batches) * run.pace
-    some = min(len(run.val_labels), 256)
-    validating = predict.median_seconds(run.device, lambda: validate(run, some))
-    finishing = validating * len(run.val_labels) / max(some, 1) + 0.2  # the curves
+    epoch = 0
+    for side, share in run.sides:  # the last, the slowest, is the pace that is kept
+        steps = functools.partial(three_steps, side)
+        run.pace = predict.median_seconds(run.device, steps, budget / len(run.sides)) / 3
+        epoch += len(run.batches) * share * run.pace
+    part = run.network, run.val_images[:256], run.val_labels[:256], run.precision
+    validating = predict.median_seconds(run.device, lambda: predict.evaluate(*part))
+    finishing = validating * max(1, len(run.val_labels) / 256) + 0.2  # the curves
     writing = predict.median_seconds(run.device, lambda: torch.save(run.state(), io.BytesIO()))
     finishing += 2 * writing  # ckpt.pt and best.pt
     left = 0.93 * (run.deadline - time.monotonic())  # a machine isn't always equally fast
-    figures = torch.tensor([epoch + finishing, -left, finishing], dtype=torch.float64)
-    epoch, left, finishing = predict.over_all(figures, largest=True).tolist()  # the slowest process
+    # All processes plan for the slowest.
+    epoch, left, finishing = predict.largest(epoch + finishing, -left, finishing)
     run.finishing = 1.5 * finishing
     left += 0.5 * finishing  # of which why_stop() will see to it that it is there
     if epochs:
@@ -292,16 +325,17 @@ def plan(run, epochs):
 def train_step(run, epoch, step, x, y):
     """One step of the optimiser: (loss, number of right answers), both on the device."""
     torch.manual_seed(data.seed_from(run.args.seed, epoch, step, 2 * run.rank + 1))  # for dropout
+    x, y = data.mixed(x, y, len(run.classes), run.args.mixup, run.args.cutmix)
     with predict.autocast(run.device, run.precision):
         logits = run.forward(x)
-    loss = F.cross_entropy(logits.float(), y)
+    loss = F.cross_entropy(logits.float(), y, label_smoothing=run.args.label_smoothing)
     # Gradients are averaged over processes, whose parts of a batch differ by a picture at most.
     weight = len(y) * run.world / run.batches.batch_size(step)
     run.scaler.scale(loss * weight if run.world > 1 else loss).backward()
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad()
-    return loss.detach(), (logits.argmax(1) == y).sum()
+    return loss.detach(), (logits.argmax(1) == (y.argmax(1) if y.dim() > 1 else y)).sum()
 
 
 def train_steps(run, stop, progress):
@@ -312,6 +346,7 @@ def train_steps(run, stop, progress):
         why = why_stop(run, stop, run.pace)
         if why:
             return why
+        x = data.resized(x, run.side())
         loss, right = train_step(run, run.epoch, run.step, x, y)
         run.rate = run.optimizer.param_groups[0]["lr"]
         if run.args.schedule != "plateau":
@@ -329,11 +364,10 @@ def why_stop(run, stop, pace=0.0):
     all processes agree on it.
     """
     late = time.monotonic() + pace + run.finishing > run.deadline
-    reasons = torch.tensor([2 if stop else 0, 1 if late else 0])
-    reasons = predict.over_all(reasons, largest=True).tolist()
-    if reasons[0]:
+    signalled, late = predict.largest(bool(stop), late)
+    if signalled:
         return stop[0] if stop else "a signal to another process"
-    return f"--minutes {run.args.minutes:g}" if reasons[1] else None
+    return f"--minutes {run.args.minutes:g}" if late else None
 
 
 def finish_epoch(run):
@@ -343,26 +377,18 @@ def finish_epoch(run):
     if run.world > 1:  # what is validated and saved is the first process's network
         for buffer in run.network.buffers():
             torch.distributed.broadcast(buffer, 0)
-    row = {"epoch": run.epoch + 1, "lr": run.rate}
-    row.update(train_loss=loss / count, train_acc=right / count, val_loss="", val_acc="")
+    row = dict(epoch=run.epoch + 1, lr=run.rate, train_loss=loss / count)
+    row.update(train_acc=right / count, val_loss="", val_acc="")
+    side = run.side()  # at another than it was trained at, a network does worse
     if run.val_count:
-        loss, right = predict.over_all(validate(run)).tolist()
+        sums = predict.evaluate(run.network, run.val_images, run.val_labels, run.precision, side)
+        loss, right = predict.over_all(sums.to(run.device)).tolist()
         row.update(val_loss=loss / run.val_count, val_acc=right / run.val_count)
     if run.args.schedule == "plateau":
         run.schedule.step(row["train_loss"] if row["val_loss"] == "" else row["val_loss"])
     run.epoch, run.step = run.epoch + 1, 0
     run.totals = run.no_totals()
     return row
-
-
-def validate(run, most=None):
-    """float64 [sum of losses, right answers] of this process's part, or of its first `most`."""
-    labels, sums = run.val_labels[:most], run.no_totals()[:2]
-    if len(labels):
-        answers = predict.logits(run.network, run.val_images[:most], precision=run.precision)
-        sums[0] = F.cross_entropy(answers, labels, reduction="sum")
-        sums[1] = (answers.argmax(1) == labels).sum()
-    return sums
 
 
 def fit(run):
@@ -382,7 +408,7 @@ def fit(run):
                 predict.over_all(run.totals)
                 require_finite(run)
                 save(run)
-                raise RunFailed(
+                raise data.Failed(
                     f"stopped by {why} in epoch {run.epoch + 1} after step {run.step}; "
                     "--resume goes on from there"
                 )
@@ -430,7 +456,7 @@ def search_run(args, dataset, mix, seed, folder):
     """The last epoch's validation accuracy of one run of a search; chance if it diverges."""
     given = dict(augment=mix, seed=seed, data=args.data)
     changes = dict(out=str(folder), resume=(folder / "ckpt.pt").is_file(), given=given)
-    run = checked(prepare, argparse.Namespace(**{**vars(args), **given, **changes}), dataset)
+    run = prepare(argparse.Namespace(**{**vars(args), **given, **changes}), dataset)
     if run.epoch < args.epochs:
         print(f"\n{folder.name}: {mix}, seed {seed}")
         try:
@@ -461,19 +487,24 @@ FLAGS = [
      f"=S is a strength, :P a probability; clean, {', '.join(augment.AUGMENTATIONS)}"),
     ("data", "--size", "S", SIDE, "", "resize pictures to S x S pixels (default: their own size)"),
     ("data", "--limit", "N", SEVERAL, "", "at most N labelled pictures, of all classes alike"),
+    ("data", "--grow", "S", SIDE, "", "begin with pictures of S pixels and end with their own, in "
+     "three equally long parts"),
+    ("data", "--mixup", "ALPHA", DECAY, "", "mix pictures in pairs"),
+    ("data", "--cutmix", "ALPHA", DECAY, "", "paste a part of a picture into another"),
     ("model", "--model", "NAME", str, "F1 to F7",
      f"{', '.join(models.MODELS)}; with options: v14:groups=4,width=32"),
     ("optimisation", "--optimizer", "NAME", ["sgd", "adam"], "V4", "sgd or adam"),
     ("optimisation", "--lr", "RATE", POSITIVE, "F1, F8", "highest learning rate"),
-    ("optimisation", "--schedule", "NAME", list(SCHEDULES), "B1 to B4, F1",
-     ", ".join(SCHEDULES)),
+    ("optimisation", "--schedule", "NAME", list(SCHEDULES), "B1 to B4, F1", ", ".join(SCHEDULES)),
+    ("optimisation", "--warmup", "SHARE", SHARE, "", "of the steps, in which the rate rises to "
+     "--lr (cosine, linear, constant)"),
     ("optimisation", "--epochs", "N", ONE_OR_MORE, "F9", "passes over the training set"),
-    ("optimisation", "--batch-size", "N", SEVERAL, "common to all", "pictures a step, of each "
-     "process"),
-    ("optimisation", "--momentum", "M", SHARE, "common to all", "of SGD"),
+    ("optimisation", "--batch-size", "N", SEVERAL, "all", "pictures a step, of each process"),
+    ("optimisation", "--momentum", "M", SHARE, "all", "of SGD"),
+    ("optimisation", "--nesterov", "", bool, "", "Nesterov's momentum"),
     ("optimisation", "--weight-decay", "D", DECAY, "F12", "L2 penalty on all weights"),
-    ("run", "--recipe", "NAME", list(RECIPES), "", f"a row of defaults: {', '.join(RECIPES)} "
-     "(default: report)"),
+    ("optimisation", "--label-smoothing", "SHARE", SHARE, "", "of an answer, for all classes"),
+    ("run", "--recipe", "NAME", list(RECIPES), "", f"{', '.join(RECIPES)} (default: report)"),
     ("run", "--minutes", "M", POSITIVE, "", "end within M minutes: by as many epochs as fit; with "
      "--epochs by stopping in time, to be resumed"),
     ("run", "--resume", "", bool, "", "go on with the ckpt.pt in --out, with its flags"),
@@ -481,8 +512,7 @@ FLAGS = [
     ("run", "--search", "SEEDS", SEVERAL, "F11", "leave augmentations out of the mix one at a "
      "time, with so many seeds each, while that gains more than the noise"),
     ("run", "--out", "DIR", str, "", "where the files go (default: here)"),
-    ("run", "--seed", "N", SEED, "", "of the split, the weights and all that is drawn "
-     "(default: 0)"),
+    ("run", "--seed", "N", SEED, "", "of the split, the weights and all that is drawn"),
 ]  # fmt: skip
 
 
@@ -490,14 +520,14 @@ def parse_args(argv=None):
     """The flags, completed from the recipe; args.given maps those that the user gave."""
     flags = []
     for group, flag, metavar, kind, section, text in FLAGS:
-        default = RECIPES["report"].get(flag[2:].replace("-", "_"))
-        text += "" if default is None else f" (default: {default})"
+        default = DEFAULTS.get(flag[2:].replace("-", "_"))
+        text += "" if default in (None, ".") else f" (default: {default})"
         text += f" [report {section}]" if section else ""
         flags.append((group, flag, metavar, kind, text))
     about = "Train a small-picture classifier from scratch: python train.py [flags]"
     args = data.parse_flags("train.py", about, flags, argv)
     given = {name: value for name, value in vars(args).items() if value is not None}
-    defaults = {"out": ".", "seed": 0, **RECIPES[args.recipe or "report"]}
+    defaults = {**DEFAULTS, **RECIPES[args.recipe or "report"]}
     if args.minutes and not args.epochs:
         defaults["epochs"] = None  # plan() counts them
     return argparse.Namespace(**{**vars(args), **defaults, **given}, given=given)
@@ -515,7 +545,7 @@ def resumed_args(args, checkpoint):
             )
     changed = dict(out=args.out, data=data.source_of(checkpoint, given.get("data")))
     changed.update(compile=args.compile, minutes=args.minutes or stored.get("minutes"))
-    return argparse.Namespace(**{"processes": 1, **stored, **changed}, given=given)
+    return argparse.Namespace(**{**vars(args), "processes": 1, **stored, **changed})
 
 
 def to_resume(out):
@@ -541,49 +571,28 @@ def prepare(args, dataset=None, started=None):
     return run
 
 
-def checked(function, *arguments):
-    """function(*arguments); the process ends with status 2 where a flag or the data is wrong."""
-    try:
-        return function(*arguments)
-    except (ValueError, OSError) as error:
-        fail(error, 2)
-
-
 def main(argv=None, started=None):
     """started: when --minutes began to count, by time.monotonic(); None: now."""
     args, started = parse_args(argv), started or time.monotonic()
     several = os.environ.get("WORLD_SIZE", "1") not in ("", "1")
     quiet = several and os.environ.get("LOCAL_RANK") != "0"  # the first process says it
-    if args.search and (args.minutes or several):
-        fail("--search takes one process, and --epochs instead of --minutes", 2, quiet)
-    gpus = range(torch.cuda.device_count())
-    try:
+    interrupted = "interrupted; if an epoch was finished, --resume goes on after it"
+    with data.sentences("train.py", quiet, interrupted), ExitStack() as settings:
+        if args.search and (args.minutes or several):
+            raise ValueError("--search takes one process, and --epochs instead of --minutes")
         # The caller's settings and random numbers stay as they were.
-        device = checked(predict.choose_device)
-        with torch.random.fork_rng(devices=gpus), predict.environment(device), predict.one_voice():
-            if args.search:
-                args, dataset = checked(prepare_search, args)
-                seeds = range(args.seed, args.seed + args.search)
-                one = functools.partial(search_run, args, dataset)
-                predict.search(args.augment, seeds, Path(args.out), one)
-            else:
-                run = checked(prepare, args, None, started)
-                predict.print_start(run)
-                fit(run)
-    except KeyboardInterrupt:
-        fail("interrupted; if an epoch was finished, --resume goes on after it", 1)
-    except RunFailed as error:  # which all processes agree on
-        fail(error, 1, quiet)
-    except OSError as error:
-        fail(error, 1)
-    except RuntimeError as error:
-        fail(predict.explained(error), 1)
-
-
-def fail(error, status, quiet=False):
-    if not quiet:
-        print(f"train.py: error: {error}", file=sys.stderr)
-    raise SystemExit(status) from None
+        settings.enter_context(torch.random.fork_rng(range(torch.cuda.device_count())))
+        settings.enter_context(predict.environment(predict.choose_device()))
+        settings.enter_context(predict.one_voice())
+        if args.search:
+            args, dataset = prepare_search(args)
+            seeds = range(args.seed, args.seed + args.search)
+            one = functools.partial(search_run, args, dataset)
+            predict.search(args.augment, seeds, Path(args.out), one)
+        else:
+            run = prepare(args, None, started)
+            predict.print_start(run)
+            fit(run)
 
 
 if __name__ == "__main__":

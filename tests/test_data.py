@@ -409,7 +409,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         file.write(b"new, but")
         raise OSError("the disk is full")
 
-    with pytest.raises(OSError, match="the disk is full"):
+    with pytest.raises(data.Failed, match="x can't be written: the disk is full"):
         data.write_file(path, fail)
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["x"]
 
@@ -420,3 +420,39 @@ def test_a_sheet_holds_every_picture_enlarged():
     for value in (10, 20, 30):
         shown = np.argwhere((sheet == value).all(2))
         assert len(shown) >= 100 * 100 and np.ptp(shown, axis=0).max() >= 99
+
+
+def test_sides_grow_in_three_parts_that_take_equally_long():
+    assert [side for side, _ in data.growing(24, 40)] == [24, 32, 40]
+    assert [side for side, _ in data.growing(24, 64)] == [24, 44, 64]
+    assert sum(share for _, share in data.growing(24, 40)) == pytest.approx(1)
+    assert len({round(share * side**2, 9) for side, share in data.growing(24, 40)}) == 1
+    assert data.growing(None, 40) == data.growing(64, 40) == [(40, 1)]
+    sides = data.growing(24, 40)
+    until = sides[0][1]
+    assert [data.side_at(sides, done) for done in (0, until - 1e-6, until, 1)] == [24, 24, 32, 40]
+
+
+def test_pictures_are_resized_as_torchvision_does():
+    images = torch.rand(4, 3, 40, 40)
+    for side in (24, 32, 64):
+        assert torch.equal(data.resized(images, side), tv.resize(images, [side, side]))
+    assert data.resized(images, 40) is images
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixed_pictures_have_the_labels_of_what_they_are_made_of(kind):
+    torch.manual_seed(0)
+    y = torch.arange(200)
+    images = (
+        y.float().view(-1, 1, 1, 1).expand(-1, 3, 20, 20).contiguous()
+    )  # picture i is full of i
+    x, shares = data.mixed(images, y, 200, **{kind: 1.0})
+    assert torch.allclose(shares.sum(1), torch.ones(200)) and ((shares > 0).sum(1) <= 2).all()
+    assert torch.allclose(x.mean((1, 2, 3)), shares @ y.float(), atol=1e-3)
+    two = (shares > 0).sum(1) == 2
+    pairs = shares[two].topk(2).indices  # not all with their neighbours in the batch
+    assert two.sum() > 100 and (pairs.diff(dim=1).abs() > 1).double().mean() > 0.9
+    pure = (x == x.round()).all()  # whole pixels of one picture or the other
+    assert pure if kind == "cutmix" else not pure
+    assert data.mixed(images, y, 200)[0] is images

@@ -65,8 +65,9 @@ train.main(sys.argv[1:])
         (1, ["--schedule", "cyclic"]),
         (1, ["--schedule", "plateau", "--optimizer", "adam", "--lr", "0.01"]),
         (1, ["--schedule", "lambda", "--augment", "clean+hflip,gray", "--val", "0"]),
+        (1, [*"--recipe quick --size 32 --grow 16 --mixup 0.5 --cutmix 1".split()]),
     ],
-    ids=["cosine", "cyclic", "plateau and adam", "lambda without validation"],
+    ids=["cosine", "cyclic", "plateau and adam", "lambda without validation", "quick and mixed"],
 )
 def test_killed_in_the_middle_of_an_epoch_and_resumed_it_ends_the_same_bit_for_bit(
     tmp_path, homework, threads, more
@@ -96,10 +97,11 @@ def test_sigterm_stops_within_an_epoch_and_resuming_ends_the_same(tmp_path, home
     assert same_tree(plain_content(whole / "ckpt.pt"), plain_content(cut / "ckpt.pt"))
 
 
-def schedule_of(name, lr=0.1, epochs=4, steps=50, optimizer="sgd", losses=()):
+def schedule_of(name, lr=0.1, epochs=4, steps=50, optimizer="sgd", losses=(), warmup=0):
     """The rate and the momentum at every step of a run."""
     args = train.parse_args(
         ["--schedule", name, "--lr", str(lr), "--epochs", str(epochs), "--optimizer", optimizer]
+        + ["--warmup", str(warmup)]
     )
     optimizer = train.make_optimizer(torch.nn.Linear(1, 1), args)
     schedule = train.SCHEDULES[name](optimizer, args, steps)
@@ -131,6 +133,30 @@ def test_schedules_are_what_their_names_say():
     rates, _ = schedule_of("plateau", epochs=14, losses=[1.0] * 14)
     assert rates[11 * 50] == pytest.approx(0.1) and rates[12 * 50] == pytest.approx(0.01)
     assert set(schedule_of("constant")[0]) == {0.1}
+    rates, _ = schedule_of("linear")
+    assert rates == pytest.approx([0.1 * (1 - step / 200) for step in range(200)])
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
+def test_a_warm_up_rises_in_equal_parts_and_the_schedule_has_what_is_left(name):
+    rates, _ = schedule_of(name, epochs=5, warmup=0.2)
+    assert rates[:50] == pytest.approx([0.1 * (step + 1) / 51 for step in range(50)])
+    assert rates[50:] == pytest.approx(schedule_of(name)[0])
+
+
+def test_pictures_grow_over_a_run_and_are_validated_at_the_side_they_have(
+    homework, tmp_path, monkeypatch, capsys
+):
+    trained, validated = [], []
+    step, evaluate = train.train_step, predict.evaluate
+    monkeypatch.setattr(train, "train_step", lambda *a: trained.append(a[3].shape[-1]) or step(*a))
+    monkeypatch.setattr(predict, "evaluate", lambda *a: validated.append(a[4]) or evaluate(*a))
+    train.main(flags(homework, tmp_path, "--size", "32", "--grow", "16"))
+    counts = [trained.count(side) for side in (16, 24, 32)]
+    assert sum(counts) == 4 * 24 and trained == sorted(trained)
+    times = [count * side**2 for count, side in zip(counts, (16, 24, 32))]
+    assert max(times) < 1.1 * min(times)  # equally long, within a step's rounding
+    assert validated == [16, 16, 24, 32] and "16 to 24 to 32 px" in capsys.readouterr().out
 
 
 def test_the_defaults_are_the_reports_final_recipe():
@@ -261,7 +287,7 @@ def test_best_is_the_best_epoch_and_each_file_is_written_in_its_turn(
 ):
     right = iter([5, 8, 8, 2])  # of the twelve validation pictures, epoch by epoch
 
-    def answer(network, images, precision):
+    def answer(network, images, precision, side):
         _, val = data.parts(data.load(homework), 0.2, seed=0)
         truth = data.load(homework).labels[val]
         wrong = torch.arange(12) >= next(right)
@@ -328,6 +354,8 @@ def refused(capsys, argv, *words, status=2):
         (["--schedule", "cosin"], "argument --schedule: invalid choice: 'cosin' (choose from"),
         (["--size", "8"], "argument --size: '8' should be a whole number of pixels from 16"),
         (["--recipe", "quik"], "argument --recipe: invalid choice: 'quik'"),
+        (["--schedule", "cyclic", "--warmup", "0.1"], "--warmup goes before cosine, linear, con"),
+        (["--nesterov", "--momentum", "0"], "Nesterov momentum requires a momentum"),
         (["--resume"], "nothing to resume: there is no ckpt.pt in out"),
         (["--out", "file"], "--out file is a file"),
     ],
@@ -425,7 +453,7 @@ def test_a_search_that_was_killed_ends_as_an_unbroken_one(homework, tmp_path, mo
     def killed(run, *rest):
         steps.append(run)
         if len(steps) == 6:  # the second epoch of the third run
-            raise train.RunFailed("killed")
+            raise data.Failed("killed")
         return first(run, *rest)
 
     monkeypatch.setattr(train, "train_steps", killed)
@@ -524,12 +552,12 @@ class Clock:
         self.now, self.pace, self.step = 100.0, pace, train.train_step
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
         monkeypatch.setattr(train, "train_step", self.train_step)
-        self.validate = train.validate
-        monkeypatch.setattr(train, "validate", self.validated)
+        self.evaluate = predict.evaluate
+        monkeypatch.setattr(predict, "evaluate", self.evaluated)
 
-    def validated(self, run, most=None):
-        self.now += 5 * len(run.val_labels[:most]) / run.val_count
-        return self.validate(run, most)
+    def evaluated(self, network, images, labels, *rest):
+        self.now += 5 * len(labels) / 12  # of the 12 that validate
+        return self.evaluate(network, images, labels, *rest)
 
     def train_step(self, run, *batch):
         self.now += self.pace if run.epoch else 1
@@ -668,6 +696,15 @@ def test_a_run_stopped_behind_the_last_step_of_an_epoch_logs_the_rate_of_that_st
     train.main([*flags(homework, cut), "--resume"])
     assert columns(cut / "log.csv") == columns(whole / "log.csv")
     assert same_tree(plain_content(whole / "ckpt.pt"), plain_content(cut / "ckpt.pt"))
+
+
+@pytest.mark.parametrize("recipe", list(train.RECIPES))
+def test_every_recipe_trains_without_another_flag(recipe, tmp_path):
+    few = ["--limit", "40", "--epochs", "1", "--out", str(tmp_path)]
+    train.main(["--data", "demo", "--recipe", recipe, *few])
+    network, checkpoint = models.load_checkpoint(tmp_path / "ckpt.pt")
+    assert checkpoint["args"]["lr"] == train.RECIPES[recipe]["lr"]
+    assert predict.predict([network], data.load("demo", limit=20).images).shape == (20, 10)
 
 
 def test_what_overflows_is_named_with_its_epoch_and_not_saved(homework, tmp_path, monkeypatch):
