@@ -6,8 +6,7 @@
 
 A new network is one class and one line in MODELS. Its options are the keyword arguments of its
 `__init__`: their names and defaults are what `--model name:option=value` accepts, and what a
-checkpoint stores. Normalisation is the network's own first act, so that nobody who uses it has to
-know the mean and the standard deviation of the pictures it was trained on.
+checkpoint stores. A network's first act is to normalise, so that its users need no statistics.
 """
 
 import ast
@@ -23,8 +22,7 @@ from torch import nn
 class Network(nn.Module):
     """Base of all networks: holds the statistics of the training pictures and normalises by them.
 
-    The two buffers are not part of the state dict, so that resnet18 has torchvision's keys exactly;
-    a checkpoint holds mean and std as fields of its own.
+    The buffers are no part of the state dict, so that resnet18 has torchvision's keys exactly.
     """
 
     def __init__(self):
@@ -80,9 +78,8 @@ def kaiming_fan_out(network):
 class ResNet18(Network):
     """The standard ResNet-18, not pretrained: torchvision's structure, initialisation and keys.
 
-    11.7 M parameters with 1000 classes. Made for 224 px: the 7x7 stride-2 stem and the max-pool
-    leave 10x10 of a 40x40 picture before the first block and 2x2 after the last.
-    Report, ledger B1 to B8.
+    Made for 224 px: the 7x7 stride-2 stem and the max-pool leave 10x10 of a 40x40 picture before
+    the first block and 2x2 after the last. Report, ledger B1 to B8.
     """
 
     def __init__(self, num_classes):
@@ -247,9 +244,8 @@ class V13(V12):
 class V14(Network):
     """The report's final network: ResNet's structure made for 40x40.
 
-    The stem keeps the resolution and no max-pool follows, so that a picture stays 40x40 until the
-    second group. With the defaults and 200 classes: 2,829,576 parameters, 1.33 GFLOP a picture
-    forward at 40 px (multiplication and addition counted apart).
+    A picture stays 40x40 until the second group. With the defaults and 200 classes: 2,829,576
+    parameters, 1.33 GFLOP a picture forward at 40 px (multiplication and addition counted apart).
 
     groups: 2, 3 or 4 stages of two blocks, of width, 2 width, 4 width (and 8 width) channels
         (F3: four a little better than three, not worth the time; two worse).
@@ -311,7 +307,8 @@ class V15(V14):
 
 class V16(V14):
     """Ours, made for accuracy in little time: v14 with a stem that halves the resolution at once
-    (most of v14's operations are spent before it does) and one block a group, in four groups.
+    (most of v14's operations are spent before it does) and one block in each of four groups.
+    With 200 classes 5.0 M parameters; 0.086, 0.130, 0.223 GFLOP forward at 24, 32, 40 px.
 
     stride: of the stem, 1 or 2. depth: blocks a group. groups, dropout, width: as in v14.
     """

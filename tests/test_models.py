@@ -46,6 +46,15 @@ def test_v14_has_the_reports_size_and_cost():
     assert round(counter.get_total_flops() / 1e9, 2) == 1.33
 
 
+def test_v16_has_the_size_and_the_cost_that_it_says():
+    network = models.build_model("v16", 200)
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == 5.0
+    for side, gflop in ((24, 0.086), (32, 0.130), (40, 0.223)):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network.eval()(torch.rand(1, 3, side, side))
+        assert round(counter.get_total_flops() / 1e9, 3) == gflop
+
+
 def test_v14_keeps_the_resolution_until_the_second_group():
     network = models.build_model("v14", 10).eval()
     shapes = []

@@ -65,7 +65,7 @@ train.main(sys.argv[1:])
         (1, ["--schedule", "cyclic"]),
         (1, ["--schedule", "plateau", "--optimizer", "adam", "--lr", "0.01"]),
         (1, ["--schedule", "lambda", "--augment", "clean+hflip,gray", "--val", "0"]),
-        (1, [*"--recipe quick --size 32 --grow 16 --mixup 0.5 --cutmix 1".split()]),
+        (1, [*"--recipe quick --size 24 --grow 16 --mixup 0.5 --cutmix 1".split()]),
     ],
     ids=["cosine", "cyclic", "plateau and adam", "lambda without validation", "quick and mixed"],
 )

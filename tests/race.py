@@ -1,0 +1,208 @@
+"""The race: what accuracy so many minutes give, for our recipe and for the report's, side by side.
+
+    python tests/race.py --data PATH --minutes 15 30             # a run of each racer and budget
+    python tests/race.py --data PATH --ablate --minutes 15       # `quick` with a part left out
+    python tests/race.py --only quick --minutes 15 --seeds 3
+
+Minutes are by the wall clock, from the start of the process to its last checkpoint. Accuracy is
+that of the last epoch on a tenth of the labelled pictures. Each run has the machine to itself;
+finished ones are kept in race.csv (in --results, by default tests/) and never made again; one that
+was killed goes on where it was, given the same --out. After each run race.md and race.png are
+drawn anew.
+"""
+
+import argparse
+import math
+import os
+import platform
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import data  # noqa: E402
+import predict  # noqa: E402
+
+# Name: flags of train.py, and its colour (told apart by the colour-blind: Okabe and Ito).
+RACERS = {
+    "quick": ("--recipe quick", "#0072B2"),
+    "resnet18": ("--model resnet18 --lr 0.1 --augment clean+hflip --schedule cyclic", "#E69F00"),
+    "v14": ("--recipe report", "#D55E00"),
+}
+# What is left out of `quick`, or changed: name and flags.
+ABLATIONS = {
+    "quick": "",
+    "no growing: 40 px all along": "--grow 40",
+    "no warm-up": "--warmup 0",
+    "cosine instead of linear": "--schedule cosine",
+    "no label smoothing": "--label-smoothing 0",
+    "no shift": "--augment hflip",
+    "clean + augmented": "--augment clean+hflip,shift",
+    "three groups instead of four": "--model v16:groups=3",
+    "two blocks a group": "--model v16:depth=2",
+    "batches of 128 at half the rate": "--batch-size 128 --lr 0.2",
+}
+LINES = {
+    0.43: "the report (test), hours of a paid GPU",
+    0.563: "the best public result, 13.4 hours of a GPU",
+}
+COLUMNS = "data racer flags minutes seed val_acc epochs took gflops date machine".split()
+
+
+def gigaflops(side=4096):
+    """What a large matrix product reaches here, by which minutes of machines can be compared."""
+    a = torch.rand(side, side, dtype=predict.choose_precision(torch.device("cpu")))
+    seconds = predict.median_seconds(torch.device("cpu"), lambda: a @ a)
+    return 2 * side**3 / seconds / 1e9
+
+
+def race(name, flags, minutes, seed, args):
+    """One run from start, or from where it was killed, to end: its row of race.csv."""
+    words = "".join(c if c.isalnum() else "-" for c in name)
+    out = args.out / f"{words}-{minutes:g}-{seed}"
+    given = ["--data", args.data, *shlex.split(flags), "--val", "0.1", "--minutes", f"{minutes:g}"]
+    given += ["--seed", str(seed), "--out", str(out)]
+    if (out / "ckpt.pt").is_file():
+        given.append("--resume")
+    begin = time.time()
+    command = [sys.executable, str(HERE.parent / "train.py"), *given]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    log = predict.read_table(out / "log.csv")
+    took = (out / "ckpt.pt").stat().st_mtime - begin
+    return dict(
+        data=Path(args.data).name, racer=name, flags=flags, minutes=f"{minutes:g}", seed=seed,
+        val_acc=log[-1]["val_acc"], epochs=log[-1]["epoch"], took=round(took / 60, 1),
+        gflops=round(args.gflops), date=time.strftime("%Y-%m-%d"), machine=args.machine,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- table and picture
+
+
+def summarised(rows):
+    """{(racer, minutes): accuracies, a seed each}"""
+    found = {}
+    for row in rows:
+        found.setdefault((row["racer"], float(row["minutes"])), []).append(float(row["val_acc"]))
+    return found
+
+
+def write_table(rows, path):
+    """The runs as Markdown: mean and spread over seeds."""
+    lines = ["| what | minutes | seeds | validation accuracy | epochs |", "| --- |" + " --- |" * 4]
+    for (racer, minutes), values in sorted(summarised(rows).items()):
+        spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+        epochs = {
+            r["epochs"] for r in rows if (r["racer"], float(r["minutes"])) == (racer, minutes)
+        }
+        lines.append(
+            f"| {racer} | {minutes:g} | {len(values)} | {statistics.mean(values):.4f}{spread} | "
+            f"{' to '.join(sorted(epochs, key=int))} |"
+        )
+    text = ("\n".join(lines) + "\n").encode()
+    data.write_file(path, lambda file: file.write(text))
+
+
+def draw(rows):
+    """Accuracy against minutes, logarithmic; every run a dot, means joined: a Pillow picture."""
+    scale, width, height = predict.SCALE, 1040, 560
+    canvas = Image.new("RGB", (width * scale, height * scale), "white")
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(14 * scale)
+    left, right, top, low = (x * scale for x in (80, 960, 60, 490))
+    minutes = [float(row["minutes"]) for row in rows]
+    first, last = math.log(min(minutes) / 1.3), math.log(max(minutes) * 1.3)
+
+    def point(x, y):
+        across = (math.log(x) - first) / (last - first)
+        return left + (right - left) * across, low - (low - top) * y / 0.6
+
+    pen.text((left, 16 * scale), "Validation accuracy against minutes on this machine's cores",
+             "black", ImageFont.load_default(18 * scale))  # fmt: skip
+    for value in (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6):
+        y = point(minutes[0], value)[1]
+        pen.line([(left, y), (right, y)], "#dddddd", scale)
+        pen.text((left - 8 * scale, y), f"{value:g}", "black", font, anchor="rm")
+    for value in sorted(set(minutes)):
+        pen.text((point(value, 0)[0], low + 8 * scale), f"{value:g}", "black", font, anchor="ma")
+    pen.text(((left + right) / 2, low + 32 * scale), "minutes", "black", font, anchor="ma")
+    for value, text in LINES.items():
+        y = point(minutes[0], value)[1]
+        pen.line([(left, y), (right, y)], "#666666", scale)
+        pen.text((left + 8 * scale, y - 3 * scale), f"{value:g}: {text}", "#444444", font, "ls")
+    r = 4 * scale
+    for name, (_, colour) in RACERS.items():
+        known = sorted((m, v) for (racer, m), v in summarised(rows).items() if racer == name)
+        means = [point(m, statistics.mean(values)) for m, values in known]
+        if len(means) > 1:
+            pen.line(means, colour, 2 * scale)
+        for m, values in known:
+            for x, y in (point(m, value) for value in values):
+                pen.ellipse([x - r, y - r, x + r, y + r], colour)
+        if means:
+            pen.text((means[-1][0] + 10 * scale, means[-1][1]), name, colour, font, anchor="lm")
+    return canvas.resize((width, height), Image.Resampling.LANCZOS)
+
+
+# ---------------------------------------------------------------- command line
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    minutes = data.number(float, "a number above 0", lambda x: x > 0)
+    parser.add_argument("--data", metavar="PATH", help="as in train.py (default: what it finds)")
+    parser.add_argument("--minutes", type=minutes, nargs="+", default=[15.0], help="(default: 15)")
+    parser.add_argument("--seeds", type=data.at_least(1), default=1, help="of each (default: 1)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these alone")
+    parser.add_argument("--ablate", action="store_true", help="quick with a part left out")
+    parser.add_argument("--out", type=Path, default=Path("race"), help="for the runs' files")
+    parser.add_argument("--results", type=Path, default=HERE, help="for the table (default: tests)")
+    parser.add_argument("--machine", default=platform.processor() or platform.machine())
+    args = parser.parse_args(argv)
+    known = ABLATIONS if args.ablate else {name: flags for name, (flags, _) in RACERS.items()}
+    unknown = set(args.only or []) - set(known)
+    if unknown:
+        parser.error(f"no such racer: {', '.join(unknown)}; there are {', '.join(known)}")
+    args.racers = {name: flags for name, flags in known.items() if name in (args.only or known)}
+    return args
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    name = "ablations" if args.ablate else "race"
+    table = args.results / f"{name}.csv"
+    with data.sentences("race.py", interrupted="stopped; the same command goes on from here"):
+        args.data = str(args.data or data.find_source())
+        args.out.mkdir(parents=True, exist_ok=True)
+        args.gflops = gigaflops()
+        print(f"a matrix product here: {args.gflops:.0f} GFLOP/s, {os.cpu_count()} cores")
+        for seed in range(args.seeds):
+            for minutes in args.minutes:
+                for racer, flags in args.racers.items():
+                    if args.ablate:
+                        flags = f"--recipe quick {flags}".strip()
+                    rows = predict.read_table(table)
+                    key = (Path(args.data).name, flags, f"{minutes:g}", str(seed))
+                    if key in [(r["data"], r["flags"], r["minutes"], r["seed"]) for r in rows]:
+                        continue
+                    rows.append(race(racer, flags, minutes, seed, args))
+                    predict.write_table(table, COLUMNS, [[r[c] for c in COLUMNS] for r in rows])
+                    write_table(rows, table.with_suffix(".md"))
+                    if not args.ablate:
+                        picture = draw(rows)
+                        path = table.with_suffix(".png")
+                        data.write_file(path, lambda file, p=picture: p.save(file, "PNG"))
+                    print(f"{racer}, {minutes:g} minutes, seed {seed}: {rows[-1]['val_acc']}")
+
+
+if __name__ == "__main__":
+    main()
