@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import csv
+import inspect
 import math
 import signal
 import sys
@@ -164,7 +165,8 @@ def test_the_defaults_are_the_reports_final_recipe():
     final = dict(model="v14", lr=0.5, epochs=40, batch_size=64, momentum=0.9, weight_decay=1e-4)
     final.update(optimizer="sgd", schedule="cosine", augment="clean+hflip:0.5,vflip:0.5,gray:0.1")
     assert {name: args[name] for name in final} == final
-    assert models.options_of("v14")["stem_kernel"] == 5 and models.options_of("v14")["groups"] == 3
+    options = inspect.signature(models.V14).parameters
+    assert options["stem_kernel"].default == 5 and options["groups"].default == 3
     optimizer = train.make_optimizer(torch.nn.Linear(1, 1), train.parse_args([]))
     assert isinstance(optimizer, torch.optim.SGD) and not optimizer.defaults["nesterov"]
     assert train.parse_args(["--lr", "0.2"]).lr == 0.2
