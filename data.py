@@ -751,9 +751,17 @@ def growing(first, last):
 
 
 def side_at(sides, done):
-    """The side of growing() after this share, 0 to 1, of a run's steps."""
+    """The side of growing() after this share of a run's steps."""
     until = itertools.accumulate(share for _, share in sides)
     return next((side for (side, _), end in zip(sides, until) if done < end), sides[-1][0])
+
+
+def time_at(sides, done):
+    """The share of a run's time after this share of its steps: each side takes equally long."""
+    parts, begin = 0, 0
+    for _, share in sides:
+        parts, begin = parts + min(max(done - begin, 0) / share, 1), begin + share
+    return parts / len(sides)
 
 
 def resized(images, side):

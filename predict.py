@@ -445,9 +445,9 @@ def print_start(run):
 
 def show_progress(run, progress, first):
     """epoch 3/40 · step 120/563 · 84 pictures a second · 12:34 left"""
-    to_do = (run.args.epochs - run.epoch) * len(run.batches) - run.step
-    elapsed = time.monotonic() - progress.start
-    minutes, seconds = divmod(round(to_do * elapsed / (run.step - first)), 60)
+    begin, now = (data.time_at(run.sides, run.done(step)) for step in (first, run.step))
+    left = (1 - now) * (time.monotonic() - progress.start) / (now - begin)
+    minutes, seconds = divmod(round(left), 60)
     progress.show(
         f"epoch {run.epoch + 1}/{run.args.epochs} · step {run.step}/{len(run.batches)} · "
         f"{progress.speed():,.0f} pictures a second · {minutes}:{seconds:02d} left"

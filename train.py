@@ -192,11 +192,9 @@ class Run:
         scaled = self.precision == torch.float16  # whose smallest gradients would vanish
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
 
-    def side(self):
-        """The pictures' side at this step, which grows over the run."""
-        steps = len(self.batches)
-        done = self.epoch * steps + self.step
-        return data.side_at(self.sides, done / (self.args.epochs * steps))
+    def done(self, step):
+        """The share of all steps before this one of the epoch."""
+        return (self.epoch + step / len(self.batches)) / self.args.epochs
 
     def no_totals(self):
         """Sums over an epoch: of the loss, of right answers, of pictures; read once an epoch."""
@@ -346,7 +344,7 @@ def train_steps(run, stop, progress):
         why = why_stop(run, stop, run.pace)
         if why:
             return why
-        x = data.resized(x, run.side())
+        x = data.resized(x, data.side_at(run.sides, run.done(run.step)))
         loss, right = train_step(run, run.epoch, run.step, x, y)
         run.rate = run.optimizer.param_groups[0]["lr"]
         if run.args.schedule != "plateau":
@@ -379,7 +377,8 @@ def finish_epoch(run):
             torch.distributed.broadcast(buffer, 0)
     row = dict(epoch=run.epoch + 1, lr=run.rate, train_loss=loss / count)
     row.update(train_acc=right / count, val_loss="", val_acc="")
-    side = run.side()  # at another than it was trained at, a network does worse
+    # At another side than that of the moment a network does worse.
+    side = data.side_at(run.sides, run.done(run.step))
     if run.val_count:
         sums = predict.evaluate(run.network, run.val_images, run.val_labels, run.precision, side)
         loss, right = predict.over_all(sums.to(run.device)).tolist()

@@ -431,6 +431,10 @@ def test_sides_grow_in_three_parts_that_take_equally_long():
     sides = data.growing(24, 40)
     until = sides[0][1]
     assert [data.side_at(sides, done) for done in (0, until - 1e-6, until, 1)] == [24, 24, 32, 40]
+    third, rest = until, sides[1][1]
+    times = [data.time_at(sides, done) for done in (0, third / 2, third, third + rest, 1)]
+    assert times == pytest.approx([0, 1 / 6, 1 / 3, 2 / 3, 1])
+    assert data.time_at([(40, 1)], 0.3) == pytest.approx(0.3)
 
 
 def test_pictures_are_resized_as_torchvision_does():
