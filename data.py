@@ -34,6 +34,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
+ANNOTATIONS = "val_annotations.txt"  # Tiny ImageNet's own labels of its validation part
 CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # torchvision's folders
 SMALLEST, LARGEST = 16, 512  # sides in pixels: below, no network fits; above, it isn't small
 
@@ -64,6 +65,8 @@ class Dataset:
     files: list = field(default_factory=list)  # names in the source, where pictures are files
     test_files: list = field(default_factory=list)
     left_out: list = field(default_factory=list)  # pictures that lie outside the layout
+    layout: str = "built in"  # how the source holds them, in words
+    sizes: Counter = field(default_factory=Counter)  # (width, height) of its files, or of a sample
 
     @property
     def val_indices(self):
@@ -121,7 +124,8 @@ def load(source=None, size=None, limit=None, labelled=True, test=True):
         own = own if dataset.is_val is None else own + dataset.is_val * len(dataset.classes)
         dataset = dataset.take(stratified(own, limit, seed=0).nonzero().flatten())
     if dataset.files:
-        size = size or common_side(files.read, dataset.files)
+        dataset.sizes = picture_sizes(files.read, dataset.files)
+        size = size or common_side(dataset.sizes)
         if labelled:
             dataset.images = decode(files.read, dataset.files, size)
         if test and dataset.test_files:
@@ -249,7 +253,8 @@ def is_wanted(name):
     """Pictures and tables, but nothing hidden, absolute or reaching out of its folder."""
     path = PurePosixPath(name)
     hidden = any(re.match(r"\.|__MACOSX|earlier-\d+$", part) for part in path.parts)
-    return not (hidden or path.is_absolute()) and path.suffix.lower() in PICTURES | {".csv"}
+    is_known = path.suffix.lower() in PICTURES | {".csv"} or path.name == ANNOTATIONS
+    return is_known and not (hidden or path.is_absolute())
 
 
 def is_picture(name):
@@ -264,13 +269,13 @@ def natural(text):
 
 def describe(files):
     """The data set that a tree of files holds, its pictures not yet decoded."""
-    for layout in (homework_layout, folder_layout):  # the first that fits wins
+    for name, layout in LAYOUTS.items():  # the first that fits wins
         dataset = layout(files)
         if dataset is not None:
-            return dataset
+            return replace(dataset, layout=name)
     raise NotADataSet(
-        f"{files.path} holds no data set: expected labels.csv with trainval/, or train/<class>/*, "
-        "or one folder a class"
+        f"{files.path} holds no data set: expected labels.csv with trainval/, train/<class>/*, "
+        "one folder a class, or Tiny ImageNet"
     )
 
 
@@ -350,17 +355,51 @@ def read_labels(content, name):
     return tuple(numbered[0][1][:2]), [(n, row[0], row[1]) for n, row in numbered[1:]]
 
 
-def folder_layout(files):
-    """train/<class>/* (with val/<class>/*, if there), or <class>/* alone; test/* isn't a class."""
-    names = [name for name in files.names if is_picture(name)]
-    top = [PurePosixPath(name).parts for name in names]
+def tiny_imagenet_layout(files):
+    """train/<wnid>/images/*, val/images/* with their classes in a table, test/images/*.
+
+    It is read as one folder a class: without images/, and with val/<wnid>/ from the table.
+    """
+    tables = [name for name in files.names if PurePosixPath(name).name == ANNOTATIONS]
+    if not tables:
+        return None
+    if len(tables) > 1:
+        raise ValueError(f"{files.path} has several {ANNOTATIONS}: {listed(tables)}")
+    try:
+        lines = files.read(tables[0]).decode("utf-8-sig").splitlines()
+        wnids = dict(line.split("\t")[:2] for line in lines if line.strip())
+    except ValueError as error:
+        raise ValueError(f"{tables[0]} should have lines of file, tab, wnid: {error}") from error
+    val, found = PurePosixPath(tables[0]).parent, {}
+    for name in filter(is_picture, files.names):
+        path = PurePosixPath(name)
+        folder = path.parent.parent if path.parent.name == "images" else path.parent
+        if folder == val and path.name in wnids:
+            folder = val / wnids.pop(path.name)
+        found[str(folder / path.name)] = name
+    if wnids:
+        raise ValueError(f"{tables[0]} names pictures that are not there: {listed([*wnids])}")
+    return folder_layout(files, found)
+
+
+def folder_layout(files, found=None):
+    """train/<class>/* (with val/<class>/*, if there), or <class>/* alone; test/* isn't a class.
+
+    found: {path in this layout: file}, where the pictures lie otherwise in the source.
+    """
+    found = found or {name: name for name in files.names if is_picture(name)}
+    top = [PurePosixPath(path).parts for path in found]
     depth = len(os.path.commonprefix([parts[:-1] for parts in top])) if top else 0
-    if any("train" in parts[:depth] for parts in top):  # train/<class>/* and nothing beside it
-        depth = min(parts.index("train") for parts in top)
+    roots = {parts[: parts.index("train")] for parts in top if "train" in parts[:-2]}
+    if len(roots) > 1:
+        trains = sorted("/".join([*root, "train"]) for root in roots)
+        raise ValueError(f"{files.path} has several train/: {listed(trains)}; name one folder")
+    for root in roots:  # even where there is nothing beside it
+        depth = len(root)
     top = [parts[depth:] for parts in top]
     has_train = any(parts[0] == "train" and len(parts) == 3 for parts in top)
     rows, test, left_out = [], {}, []
-    for name, parts in zip(names, top):
+    for name, parts in zip(found.values(), top):
         if has_train and len(parts) == 3 and parts[0] in ("train", "val"):
             rows.append(("/".join(parts), parts[1], name))
         elif parts[0] == "test" and len(parts) > 1:
@@ -373,7 +412,12 @@ def folder_layout(files):
         return None
     is_val = torch.tensor([has_train and i.startswith("val/") for i, _, _ in rows])
     is_val = is_val if is_val.any() else None
-    return labelled_by(files, rows, test, is_val=is_val, left_out=left_out)
+    dataset = labelled_by(files, rows, test, is_val=is_val, left_out=left_out)
+    index = {f"{category}/": k for k, category in enumerate(dataset.classes)}
+    labels = [index.get(i[: i.find("/") + 1]) for i in test]
+    if labels and None not in labels:  # test/<class>/*: the answers are there
+        dataset.test_labels = torch.tensor(labels)
+    return dataset
 
 
 def labelled_by(files, rows, test, **rest):
@@ -390,6 +434,13 @@ def labelled_by(files, rows, test, **rest):
         test_files=list(test.values()),
         **rest,
     )
+
+
+LAYOUTS = {
+    "labels.csv and trainval/": homework_layout,
+    "Tiny ImageNet's": tiny_imagenet_layout,
+    "one folder a class": folder_layout,
+}
 
 
 def load_pictures(path, size):
@@ -432,31 +483,65 @@ def load_cifar(name, size):
 # ---------------------------------------------------------------- decoding
 
 
+def as_seen(image):
+    """A Pillow picture in RGB as a viewer on white paper shows it.
+
+    Upright where a camera noted how it was held, on white where it is transparent, and 16 bits of
+    grey scaled to 8, where Pillow's own conversion cuts off all above 255.
+    """
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).clip(0, 65535)
+        image = Image.fromarray((grey / 257).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
 def fit(image, size):
-    """A Pillow picture as uint8 [size, size, 3]: in RGB, its middle square, resized if need be."""
-    image = image.convert("RGB")
+    """A Pillow picture as uint8 [size, size, 3]: its middle square, resized if need be."""
+    image = as_seen(image)
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     return np.asarray(image)
 
 
-def common_side(read, names, sample=1000):
-    """The most common shorter side of the pictures, read off the headers of at most `sample`."""
-    sides = Counter()
+def picture_sizes(read, names, sample=1000):
+    """Counter of (width, height), from the headers of about `sample` pictures of all."""
+    sizes = Counter()
     for name in names[:: max(1, len(names) // sample)]:
         try:
             with Image.open(io.BytesIO(read(name))) as image:
-                sides[min(image.size)] += 1
+                sizes[image.size] += 1
         except Exception:  # noqa: S112 - decode() lists all that can't be read
             continue
+    return sizes
+
+
+def common_side(sizes):
+    """The most common shorter side of pictures of such sizes."""
+    sides = Counter()
+    for size, count in sizes.items():
+        sides[min(size)] += count
     side = max(SMALLEST, sides.most_common(1)[0][0] if sides else SMALLEST)
     if side > LARGEST:
         raise ValueError(
             f"the pictures are {side} px on their shorter side: say --size 64, for instance"
         )
-    if len(sides) > 1:
-        print(f"pictures of {len(sides)} sizes: all are brought to the most common, {side}x{side}")
+    if sizes and set(sizes) != {(side, side)}:
+        print(
+            f"pictures of {sizes_listed(sizes)}: of each, the middle square is brought to "
+            f"{side}x{side}"
+        )
     return side
+
+
+def sizes_listed(sizes):
+    """'3 sizes, the commonest 16x16, 40x16, 9x20'"""
+    names = [f"{width}x{height}" for (width, height), _ in sizes.most_common()]
+    several = f"{len(names)} sizes, the commonest " if len(names) > 1 else ""
+    return several + listed(names, 3)
 
 
 def decode(read, names, size):
