@@ -4,6 +4,7 @@
     train, val = split(dataset.labels, 0.1, seed=0)     # before anything is concatenated
     batches = Batches(dataset.images, dataset.labels, train, pipelines, 64, seed=0, device="cuda")
     for x, y in batches.epoch(0): ...                   # float [B, 3, S, S] in [0, 1], int64 [B]
+    python data.py bhw1.tar.xz                          # what it holds, before anything is trained
 
 Every picture is decoded once and then lives as uint8 where the arithmetic is. There are no worker
 processes and nothing happens to a picture one at a time after that.
@@ -839,8 +840,9 @@ def parse_flags(script, description, flags, argv):
         groups[group].add_argument(flag, help=text, **values)
     if argv is None:
         argv = sys.argv[1:]
-        if "ipykernel" in sys.modules:  # it brings -f .../kernel-1234.json
+        if "ipykernel" in sys.modules:  # it brings -f .../kernel-1234.json, and may bring more
             argv = [x for x in argv if x != "-f" and not (x.endswith(".json") and "kernel" in x)]
+            argv = [] if "kernel_launcher" in sys.argv[0] else argv
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         known = [flag for _, flag, *_ in flags if flag.startswith("--")]
@@ -949,20 +951,22 @@ def set_aside(*paths):
         print(f"{', '.join(path.name for path in there)} of an earlier run moved to {aside}/")
 
 
-def sheet(images, captions, columns, title):
+def sheet(images, captions, columns, title, least=96):
     """A labelled contact sheet as a Pillow picture.
 
-    images: uint8 or float-in-[0, 1] tensors [3, S, S]; captions: a string each, of several lines
-    if it has line breaks. Pictures are enlarged by a whole number, to at least 96 px.
+    images: uint8 or float-in-[0, 1] tensors [3, H, W] of one shape; captions: a string each, of
+    several lines if it has line breaks. Pictures are enlarged by a whole number, to at least
+    `least` px of height.
     """
     font, small = ImageFont.load_default(18), ImageFont.load_default(13)
-    side = images[0].shape[-1]
-    side *= max(1, -(-96 // side))
+    height, width = images[0].shape[-2:]
+    factor = max(1, -(-least // height))
+    height, width = height * factor, width * factor
     lines = max(caption.count("\n") + 1 for caption in captions)
-    wide = max([side, *(small.getlength(line) for c in captions for line in c.split("\n"))])
-    cell, row = int(wide) + 12, side + 18 * lines + 10
-    width = max(cell * columns + 12, int(font.getlength(title)) + 24)
-    canvas = Image.new("RGB", (width, 44 + row * -(-len(images) // columns)), "white")
+    wide = max([width, *(small.getlength(line) for c in captions for line in c.split("\n"))])
+    cell, row = int(wide) + 16, height + 18 * lines + 10
+    wide = max(cell * columns + 12, int(font.getlength(title)) + 24)
+    canvas = Image.new("RGB", (wide, 44 + row * -(-len(images) // columns)), "white")
     draw = ImageDraw.Draw(canvas)
     draw.text((12, 12), title, "black", font)
     for i, (image, caption) in enumerate(zip(images, captions)):
@@ -970,6 +974,126 @@ def sheet(images, captions, columns, title):
         if image.is_floating_point():
             image = (image * 255).round().to(torch.uint8)
         picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-        canvas.paste(picture.resize((side, side), Image.Resampling.NEAREST), (x, y))
-        draw.multiline_text((x, y + side + 2), caption, "black", small, spacing=3)
+        canvas.paste(picture.resize((width, height), Image.Resampling.NEAREST), (x, y))
+        draw.multiline_text((x, y + height + 2), caption, "black", small, spacing=3)
     return canvas
+
+
+def strip(images, places):
+    """uint8 [3, S, W]: up to `places` pictures [3, S, S] side by side, a white px between."""
+    side = images.shape[-1]
+    row = images.new_full((3, side, places * (side + 1) - 1), 255)
+    for i, image in enumerate(images[:places]):
+        row[..., i * (side + 1) : i * (side + 1) + side] = image
+    return row
+
+
+# ---------------------------------------------------------------- what is there, before training
+
+
+def same_pictures(dataset):
+    """Lists of (id, class or None for a test picture) of those that are the same to the pixel."""
+    answers = [dataset.classes[label] for label in dataset.labels.tolist()]
+    names = [*zip(dataset.ids, answers), *((i, None) for i in dataset.test_ids)]
+    by_content = {}
+    parts = [part for part in (dataset.images, dataset.test_images) if part is not None]
+    for name, image in zip(names, (image for part in parts for image in part.numpy())):
+        by_content.setdefault(hashlib.blake2b(image.tobytes()).digest(), []).append(name)
+    return [group for group in by_content.values() if len(group) > 1]
+
+
+def print_duplicates(groups):
+    """What is there several times, what of it is in the test part as well, or in two classes."""
+
+    def shown(group):
+        return " = ".join(i + (f" ({answer})" if answer else " (test)") for i, answer in group[:3])
+
+    found = {
+        "pictures are there several times": groups,
+        "of them in the test part too": [g for g in groups if len({a is None for _, a in g}) > 1],
+        "of them with several labels": [g for g in groups if len({a for _, a in g if a}) > 1],
+    }
+    print("doubled     " + ("" if groups else "none: no two pictures are the same to the pixel"))
+    for what, some in found.items():
+        if some:
+            print(f"  {len(some):>6,}    {what}: {listed([shown(group) for group in some], 2)}")
+
+
+def print_survey(dataset):
+    """Layout, counts, classes, sizes, balance, mean and std, duplicates."""
+    counts = Counter(dict.fromkeys(range(len(dataset.classes)), 0))
+    counts.update(dataset.labels.tolist())
+    order = [(dataset.classes[k], count) for k, count in counts.most_common()]
+    (most, high), (least, low) = order[0], order[-1]
+    balance = f"{high:,} pictures each"
+    if low < high:
+        middle = order[len(order) // 2][1]
+        balance = f"from {low:,} ({least}) by {middle:,} to {high:,} pictures ({most})"
+    test, answers = len(dataset.test_ids), "" if dataset.test_labels is None else ", with answers"
+    val = "none of its own" if dataset.is_val is None else f"{int(dataset.is_val.sum()):,} of these"
+    side = dataset.images.shape[-1]
+    sizes = dataset.sizes or Counter({(side, side): len(dataset.images)})
+    everything = torch.arange(len(dataset.labels))
+    mean, std = (" ".join(f"{x:.3f}" for x in xs) for xs in statistics(dataset.images, everything))
+    print(
+        f"data        {dataset.source} ({dataset.layout})\n"
+        f"labelled    {len(dataset.labels):,} pictures\n"
+        f"validation  {val}\n"
+        f"test        {test:,} pictures{answers}\n"
+        f"classes     {len(dataset.classes):,}: {listed(dataset.classes, 10)}\n"
+        f"balance     {balance}\n"
+        f"sizes       {sizes_listed(sizes)}, read as {side}x{side}\n"
+        f"mean        {mean} (red, green, blue of the labelled, from 0 to 1)\n"
+        f"std         {std}"
+    )
+    print_duplicates(same_pictures(dataset))
+
+
+def draw_classes(dataset, most=48, places=4):
+    """A sheet of a few pictures a class, of at most so many classes, spread over all of them."""
+    count = len(dataset.classes)
+    shown = sorted({i * count // min(most, count) for i in range(min(most, count))})
+    strips, captions = [], []
+    for k in shown:
+        mine = (dataset.labels == k).nonzero().flatten()
+        strips.append(strip(dataset.images[mine[:places]], places))
+        captions.append(f"{dataset.classes[k]:.30} ({len(mine):,})")
+    some = f"{len(shown)} of {count} classes" if len(shown) < count else f"{count} classes"
+    title = f"{some}, {places} pictures of each (how many there are)"
+    return sheet(strips, captions, columns=min(4, len(shown)), title=title, least=64)
+
+
+# Group, flag, what its value is called, how many there are or its type, help.
+FLAGS = [
+    ("arguments", "data", "PATH", "?", "folder, archive, cifar10, cifar100 or demo (default: the "
+     "one data set below data/ or /kaggle/input/, else the demo)"),
+    ("arguments", "--size", "S", at_least(SMALLEST), "as in train.py"),
+    ("arguments", "--limit", "N", at_least(2), "as in train.py"),
+    ("arguments", "--out", "FILE", str, "default: data.png"),
+]  # fmt: skip
+
+
+def parse_args(argv=None):
+    about = "Say what a data set holds before anything is trained on it: python data.py PATH"
+    args = parse_flags("data.py", about, FLAGS, argv)
+    args.out = args.out or "data.png"
+    return args
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        check_out(args.out)
+        dataset = load(args.data, args.size, args.limit)
+        print_survey(dataset)
+        set_aside(args.out)
+        picture = draw_classes(dataset)
+        write_file(args.out, lambda file: picture.save(file, "PNG"))
+    except (ValueError, OSError) as error:
+        print(f"data.py: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    print(f"wrote {args.out}: a few pictures a class")
+
+
+if __name__ == "__main__":
+    main()
