@@ -530,3 +530,59 @@ def test_a_sheet_holds_every_picture_enlarged():
     for value in (10, 20, 30):
         shown = np.argwhere((sheet == value).all(2))
         assert len(shown) >= 100 * 100 and np.ptp(shown, axis=0).max() >= 99
+
+
+def test_a_survey_says_what_is_there_and_draws_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = write_folders(tmp_path / "x", "train/cat", "train/dog", "val/cat", "test")
+    shutil.copy(folder / "train/cat/8.png", folder / "train/cat/12.png")  # twice
+    shutil.copy(folder / "train/cat/8.png", folder / "test/a.png")  # in the test part as well
+    shutil.copy(folder / "train/dog/8.png", folder / "train/cat/11.png")  # both a cat and a dog
+    demo = data.load("demo")
+    Image.fromarray(demo.images[99].permute(1, 2, 0).numpy()).resize((30, 20)).save(
+        folder / "train" / "dog" / "wide.png"
+    )
+    data.main([str(folder)])
+    said = capsys.readouterr().out
+    mean, std = data.statistics(data.load(folder).images, torch.arange(12))
+    for words in (
+        f"{folder} (one folder a class)",
+        "labelled    12 pictures\n",
+        "validation  3 of these\n",
+        "test        4 pictures\n",
+        "classes     2: cat, dog\n",
+        "balance     from 4 (dog) by 4 to 8 pictures (cat)",
+        "sizes       2 sizes, the commonest 16x16, 30x20, read as 16x16",
+        f"mean        {mean[0]:.3f} ",
+        f"std         {std[0]:.3f} ",
+        "2    pictures are there several times: train/cat/8.png (cat) = train/cat/12.png (cat)",
+        "1    of them in the test part too",
+        "1    of them with several labels: train/cat/11.png (cat) = train/dog/8.png (dog)",
+    ):
+        assert words in said, words
+    with Image.open("data.png") as sheet:
+        assert sheet.width > 4 * 64 and sheet.height > 64
+    data.main([str(folder)])  # an earlier sheet is never overwritten
+    assert (tmp_path / "earlier-1" / "data.png").exists()
+
+
+def test_a_survey_of_many_classes_shows_some_of_them_and_says_so():
+    labels = torch.arange(200).repeat(3)
+    images = torch.zeros(600, 3, 16, 16, dtype=torch.uint8)
+    classes = [f"class {k}" for k in range(200)]
+    dataset = data.Dataset("many", classes, labels, list("x" * 600), images)
+    sheet = data.draw_classes(dataset)
+    assert sheet.width < 1600 and sheet.height < 1600  # for the eye, not for the archive
+    strip = data.strip(images[:2] + 9, 3)
+    assert strip.shape == (3, 16, 3 * 17 - 1) and (strip[..., 34:] == 255).all()
+    assert (strip[..., :16] == 9).all() and (strip[..., 16] == 255).all()
+
+
+@pytest.mark.parametrize("argv", [["nowhere"], ["x.txt"], ["demo", "--out", "no/data.png"]])
+def test_a_survey_of_what_is_not_there_is_one_sentence(tmp_path, monkeypatch, capsys, argv):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.txt").write_text("no")
+    with pytest.raises(SystemExit) as stop:
+        data.main(argv)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("data.py: error: ") and error.count("\n") == 1
