@@ -359,25 +359,27 @@ def read_labels(content, name):
 def tiny_imagenet_layout(files):
     """train/<wnid>/images/*, val/images/* with their classes in a table, test/images/*.
 
-    It is read as one folder a class: without images/, and with val/<wnid>/ from the table.
+    It is read as one folder a class: without images/, and with val/<wnid>/ from the table (or as
+    it is, where someone has sorted it).
     """
+    pictures = [PurePosixPath(name) for name in files.names if is_picture(name)]
     tables = [name for name in files.names if PurePosixPath(name).name == ANNOTATIONS]
-    if not tables:
-        return None
     if len(tables) > 1:
         raise ValueError(f"{files.path} has several {ANNOTATIONS}: {listed(tables)}")
-    try:
-        lines = files.read(tables[0]).decode("utf-8-sig").splitlines()
-        wnids = dict(line.split("\t")[:2] for line in lines if line.strip())
-    except ValueError as error:
-        raise ValueError(f"{tables[0]} should have lines of file, tab, wnid: {error}") from error
-    val, found = PurePosixPath(tables[0]).parent, {}
-    for name in filter(is_picture, files.names):
-        path = PurePosixPath(name)
+    if not tables and not any(path.match("train/*/images/*") for path in pictures):
+        return None
+    wnids, found = {}, {}
+    for table in tables:
+        lines = files.read(table).decode("utf-8-sig", "replace").splitlines()
+        for n, line in enumerate(lines, start=1):
+            name, tab, rest = line.partition("\t")
+            if not tab:
+                raise ValueError(f"row {n} of {table} should be file, tab, wnid: {line[:80]}")
+            wnids[PurePosixPath(table).parent / name] = rest.split("\t")[0]
+    for path in pictures:
         folder = path.parent.parent if path.parent.name == "images" else path.parent
-        if folder == val and path.name in wnids:
-            folder = val / wnids.pop(path.name)
-        found[str(folder / path.name)] = name
+        wnid = wnids.pop(folder / path.name, "")
+        found[str(folder / wnid / path.name)] = str(path)
     if wnids:
         raise ValueError(f"{tables[0]} names pictures that are not there: {listed([*wnids])}")
     return folder_layout(files, found)
@@ -872,6 +874,10 @@ def at_least(low):
     return number(int, f"a whole number, {low} or more", lambda x: x >= low)
 
 
+SIDE = number(int, f"a whole number of pixels from {SMALLEST} to {LARGEST}",
+              lambda x: SMALLEST <= x <= LARGEST)  # fmt: skip
+
+
 def listed(items, most=5):
     """'a, b, c and 7 more'"""
     more = f" and {len(items) - most:,} more" if len(items) > most else ""
@@ -1067,8 +1073,8 @@ def draw_classes(dataset, most=48, places=4):
 FLAGS = [
     ("arguments", "data", "PATH", "?", "folder, archive, cifar10, cifar100 or demo (default: the "
      "one data set below data/ or /kaggle/input/, else the demo)"),
-    ("arguments", "--size", "S", at_least(SMALLEST), "as in train.py"),
-    ("arguments", "--limit", "N", at_least(2), "as in train.py"),
+    ("arguments", "--size", "S", SIDE, "resize pictures to S x S pixels (default: their own)"),
+    ("arguments", "--limit", "N", at_least(2), "at most N labelled pictures, of all classes alike"),
     ("arguments", "--out", "FILE", str, "default: data.png"),
 ]  # fmt: skip
 

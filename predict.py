@@ -622,6 +622,16 @@ def ticks(top):
     return [round(i * step, 10) for i in range(int(top / step + 1e-9) + 1)]
 
 
+def blank(width, height, title, left):
+    """(a white Pillow picture, SCALE times as large, under a title; what draws on it)"""
+    canvas = Image.new("RGB", (width * SCALE, height * SCALE), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(17 * SCALE)
+    while font.getlength(title) > (width - left - 20) * SCALE:
+        title = title[:-2].rstrip("…") + "…"
+    draw.text((left * SCALE, 10 * SCALE), title, "black", font)
+    return canvas, draw
+
+
 def draw_axes(draw, left, right, low, title, epochs, top):
     """A pair of axes, epochs to the right and 0 to top upwards: the function from (epoch, value) to
     a point. Values above top are drawn at its height.
@@ -676,10 +686,7 @@ def draw_curves(rows, title):
     """Loss and accuracy against epochs, train against validation, the best epoch marked: a Pillow
     picture of 1040 x 390 px. rows: the log's.
     """
-    canvas = Image.new("RGB", (1040 * SCALE, 390 * SCALE), "white")
-    draw = ImageDraw.Draw(canvas)
-    font, large = ImageFont.load_default(13 * SCALE), ImageFont.load_default(17 * SCALE)
-    draw.text((60 * SCALE, 10 * SCALE), title, "black", large)
+    (canvas, draw), font = blank(1040, 390, title, 60), ImageFont.load_default(13 * SCALE)
     # The first epochs' validation loss can be off the scale while batch norm's averages settle.
     top = 1.1 * max(row["train_loss"] for row in rows) or 1
     draw_panel(draw, 60 * SCALE, "loss", "loss", rows, top)
@@ -699,7 +706,7 @@ def draw_curves(rows, title):
     for text, colour in legend:
         draw.text((x, 44 * SCALE), text, colour, font)
         x += font.getlength(text) + 14 * SCALE
-    return canvas.resize((1040, 390), Image.Resampling.LANCZOS)
+    return canvas.reduce(SCALE)
 
 
 def draw_bars(rounds, title):
@@ -709,12 +716,7 @@ def draw_bars(rounds, title):
     """
     count = sum(map(len, rounds))
     height = 90 + 26 * count + 40 * len(rounds)
-    canvas = Image.new("RGB", (1040 * SCALE, height * SCALE), "white")
-    draw = ImageDraw.Draw(canvas)
-    font, large = ImageFont.load_default(13 * SCALE), ImageFont.load_default(17 * SCALE)
-    while large.getlength(title) > 1000 * SCALE:
-        title = title[:-2].rstrip("…") + "…"
-    draw.text((20 * SCALE, 10 * SCALE), title, "black", large)
+    (canvas, draw), font = blank(1040, height, title, 20), ImageFont.load_default(13 * SCALE)
     left, right, y = 200 * SCALE, 850 * SCALE, 44 * SCALE
     top = max(mean + spread for bars in rounds for _, mean, spread, *_ in bars) or 1
     scale = (right - left) / top
@@ -735,19 +737,16 @@ def draw_bars(rounds, title):
             draw.text(beside, f"{mean:.3f} {verdict}", "black", font, anchor="lm")
             y += 26 * SCALE
         y += 16 * SCALE
-    return canvas.resize((1040, height), Image.Resampling.LANCZOS)
+    return canvas.reduce(SCALE)
 
 
 def draw_comparison(runs):
     """Validation accuracy of {name: rows of the log} against epochs, each named at its end."""
-    low = max(330, 70 + 20 * len(runs)) * SCALE
-    canvas = Image.new("RGB", (1040 * SCALE, low + 60 * SCALE), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13 * SCALE)
-    large, right = ImageFont.load_default(17 * SCALE), 700 * SCALE
-    draw.text((60 * SCALE, 10 * SCALE), f"{len(runs)} runs compared", "black", large)
-    best = {name: best_row(rows)["val_acc"] for name, rows in runs.items()}
+    height = max(390, 130 + 20 * len(runs))
+    canvas, draw = blank(1040, height, f"{len(runs)} runs compared", 60)
+    font, right, low = ImageFont.load_default(13 * SCALE), 700 * SCALE, (height - 60) * SCALE
     epochs = max(rows[-1]["epoch"] for rows in runs.values())
-    top = min(1, 1.1 * max(best.values()) or 1)
+    top = min(1, 1.1 * max(best_row(rows)["val_acc"] for rows in runs.values()) or 1)
     title = "validation accuracy; beside each run its last"
     point = draw_axes(draw, 60 * SCALE, right, low, title, epochs, top)
     ends = []
@@ -762,26 +761,26 @@ def draw_comparison(runs):
         y = min(max(end[1], y + 20 * SCALE), low - 20 * SCALE * (len(ends) - 1 - i))
         draw.line([end, (right + 14 * SCALE, y)], colour, 1)
         draw.text((right + 18 * SCALE, y), text, colour, font, anchor="lm")
-    return canvas.resize((1040, canvas.height // SCALE), Image.Resampling.LANCZOS)
+    return canvas.reduce(SCALE)
 
 
 def read_run(path):
-    """The rows of the log of a run, given its folder or a file in it; numbers, or "" for none."""
+    """The rows of a run's log, given its folder or a file in it; numbers, or "" for none."""
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     try:
-        rows = [
-            {key: float(value) if value else "" for key, value in row.items()}
-            for row in read_table(folder / "log.csv")
-        ]
-        if not best_row(rows):
-            raise ValueError("there is none, or nothing was validated")
-        return rows
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: no log.csv of a run to compare: {error}") from error
+        rows = read_table(folder / "log.csv")
+        rows = [{k: float(x) if x else "" for k, x in row.items()} for row in rows]
+        if best_row(rows):
+            return rows
+    except (ValueError, KeyError, TypeError):  # a table, but of something else
+        pass
+    raise ValueError(f"{path} holds no log.csv of a run with a validation part to compare")
 
 
 def compare_runs(paths, out):
     """Draw and print the validation accuracy of several runs, the best at the end first."""
+    if Path(out).suffix != ".png":
+        raise ValueError(f"--out {out} should be a picture: name it .png")
     runs = {path: read_run(path) for path in paths}
     runs = dict(sorted(runs.items(), key=lambda item: -item[1][-1]["val_acc"]))
     print("validation  best  at epoch  of  training  minutes  run")

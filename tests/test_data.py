@@ -140,11 +140,20 @@ def test_tiny_imagenet_as_published(tmp_path):
         assert torch.equal(packed.images, dataset.images)
     table = folder / "val" / "val_annotations.txt"
     table.write_text(table.read_text() + "val_9.JPEG\tn9\t0\t0\t9\t9\n")
-    with pytest.raises(ValueError, match=r"names pictures that are not there: val_9.JPEG"):
+    with pytest.raises(ValueError, match=r"names pictures that are not there: val/val_9.JPEG"):
         data.load(folder)
     table.write_text("val_0.JPEG n9\n")
-    with pytest.raises(ValueError, match="should have lines of file, tab, wnid"):
+    with pytest.raises(
+        ValueError, match="row 1 of val/val_annotations.txt should be file, tab, wnid"
+    ):
         data.load(folder)
+    table.unlink()  # as some sort it
+    for wnid, i in (("n9", 0), ("n10", 1), ("n9", 2), ("n10", 3)):
+        (folder / "val" / wnid).mkdir(exist_ok=True)
+        (folder / "val" / "images" / f"val_{i}.JPEG").rename(
+            folder / "val" / wnid / f"val_{i}.JPEG"
+        )
+    assert Counter(data.load(folder).ids) == Counter(dataset.ids)
 
 
 def test_a_test_part_sorted_by_class_is_one_with_answers(tmp_path):
