@@ -8,12 +8,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import save_picture
+from conftest import TINY, save_picture
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
 import augment
 import data
+import predict
+import train
 
 
 def pack(folder, path):
@@ -242,6 +244,11 @@ def test_cifar_through_torchvision(tmp_path, monkeypatch):
     assert dataset.classes == classes and dataset.test_labels[11] == 1
     assert data.load("cifar10", size=20, limit=50).images.shape == (50, 3, 20, 20)
     assert data.find_source() == "cifar10"
+    train.main(["--limit", "60", "--model", TINY, "--epochs", "1"])
+    predict.main(["ckpt.pt"])
+    rows = [line.split(",") for line in (tmp_path / "submission.csv").read_text().splitlines()]
+    assert [name for name, _ in rows[1:]] == [f"test_{i}" for i in range(20)]
+    assert {answer for _, answer in rows[1:]} <= set(classes)
 
 
 def test_the_demo_is_the_same_every_time_and_has_no_picture_twice():

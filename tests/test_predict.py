@@ -170,6 +170,22 @@ def write_layout(folder, layout):
     return folder
 
 
+def test_the_homework_as_users_have_it_trains_and_predicts_with_the_right_names(here):
+    """Doubled folders, a BOM, CRLF, another header, ids without suffix, in an archive."""
+    source = write_homework(here / "deep" / "er", header="file,label")
+    for part in ("trainval", "test"):
+        shutil.move(source / part, here / part)
+        shutil.move(here / part, source / part / part)
+    text = (source / "labels.csv").read_text().replace(".png", "").replace("\n", "\r\n")
+    (source / "labels.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    shutil.make_archive("x", "xztar", here / "deep")
+    train.main(["--data", "x.tar.xz", "--model", TINY, "--epochs", "1", "--batch-size", "16"])
+    predict.main(["ckpt.pt"])
+    rows = table(here / "submission.csv")
+    assert rows[0] == ["file", "label"] and {answer for _, answer in rows[1:]} <= {"8", "9", "10"}
+    assert [name for name, _ in rows[1:]] == [f"test_{i:05d}" for i in range(9)]
+
+
 @pytest.mark.parametrize("layout", ["tiny", "split", "alone"])
 def test_each_layout_trains_and_predicts_with_the_right_names(here, capsys, layout):
     source = write_layout(here / "source", layout)
