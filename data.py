@@ -25,6 +25,7 @@ import time
 import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Optional
@@ -492,7 +493,8 @@ def as_seen(image):
     Upright where a camera noted how it was held, on white where it is transparent, and 16 bits of
     grey scaled to 8, where Pillow's own conversion cuts off all above 255.
     """
-    ImageOps.exif_transpose(image, in_place=True)
+    with suppress(SyntaxError):  # a damaged note about the picture, which itself may be whole
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):
         grey = np.asarray(image).clip(0, 65535)
         image = Image.fromarray((grey / 257).round().astype(np.uint8))

@@ -201,6 +201,7 @@ def odd_pictures(folder):
         "cmyk.jpg": (rgb.convert("CMYK"), None, {}),
         "sixteen-bits.png": (deep, grey, {}),
         "turned.png": (rgb, rgb.transpose(Image.Transpose.ROTATE_270), {"exif": turned}),
+        "damaged-note.png": (rgb, rgb, {"exif": b"Exif\0\0no exif"}),
         "film.gif": (palette, palette, {"save_all": True, "append_images": [grey]}),
     }
     for name, (image, _, options) in saved.items():
