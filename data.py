@@ -887,9 +887,13 @@ def listed(items, most=5):
 
 
 class Progress:
-    """One line that rewrites itself, at most every half second (every five in a log file)."""
+    """One line that rewrites itself, at most every half second; every five seconds in a log file
+    and in a notebook (also from a process that it started), which keep all that was ever shown.
+    """
 
     def __init__(self, what="", total=None):
+        is_terminal = sys.stdout.isatty() and "JPY_PARENT_PID" not in os.environ
+        self.pause = 0.5 if is_terminal else 5
         self.what, self.of = what, f" of {total:,}" if total else ""
         self.start = self.last = time.monotonic()
         self.done = self.width = 0
@@ -904,7 +908,7 @@ class Progress:
 
     def show(self, text):
         now = time.monotonic()
-        if now - self.last > (0.5 if sys.stdout.isatty() else 5):
+        if now - self.last > self.pause:
             self.last, self.width = now, max(self.width, len(text))
             print("\r" + text.ljust(self.width), end="", flush=True)
 
@@ -1021,7 +1025,7 @@ def print_duplicates(groups):
         "of them in the test part too": [g for g in groups if len({a is None for _, a in g}) > 1],
         "of them with several labels": [g for g in groups if len({a for _, a in g if a}) > 1],
     }
-    print("doubled     " + ("" if groups else "none: no two pictures are the same to the pixel"))
+    print("doubled" + ("" if groups else "     none: no two pictures are the same to the pixel"))
     for what, some in found.items():
         if some:
             print(f"  {len(some):>6,}    {what}: {listed([shown(group) for group in some], 2)}")
