@@ -1035,12 +1035,11 @@ def print_survey(dataset):
     """Layout, counts, classes, sizes, balance, mean and std, duplicates."""
     counts = Counter(dict.fromkeys(range(len(dataset.classes)), 0))
     counts.update(dataset.labels.tolist())
-    order = [(dataset.classes[k], count) for k, count in counts.most_common()]
-    (most, high), (least, low) = order[0], order[-1]
+    (most, high), *_, (least, low) = counts.most_common()
     balance = f"{high:,} pictures each"
     if low < high:
-        middle = order[len(order) // 2][1]
-        balance = f"from {low:,} ({least}) by {middle:,} to {high:,} pictures ({most})"
+        least, most = dataset.classes[least], dataset.classes[most]
+        balance = f"from {low:,} ({least}) to {high:,} ({most}) pictures"
     test, answers = len(dataset.test_ids), "" if dataset.test_labels is None else ", with answers"
     val = "none of its own" if dataset.is_val is None else f"{int(dataset.is_val.sum()):,} of these"
     side = dataset.images.shape[-1]
@@ -1064,7 +1063,7 @@ def print_survey(dataset):
 def draw_classes(dataset, most=48, places=4):
     """A sheet of a few pictures a class, of at most so many classes, spread over all of them."""
     count = len(dataset.classes)
-    shown = sorted({i * count // min(most, count) for i in range(min(most, count))})
+    shown = [i * count // min(most, count) for i in range(min(most, count))]
     strips, captions = [], []
     for k in shown:
         mine = (dataset.labels == k).nonzero().flatten()

@@ -568,7 +568,7 @@ def test_a_survey_says_what_is_there_and_draws_it(tmp_path, capsys, monkeypatch)
         "validation  3 of these\n",
         "test        4 pictures\n",
         "classes     2: cat, dog\n",
-        "balance     from 4 (dog) by 4 to 8 pictures (cat)",
+        "balance     from 4 (dog) to 8 (cat) pictures\n",
         "sizes       2 sizes, the commonest 16x16, 30x20, read as 16x16",
         f"mean        {mean[0]:.3f} ",
         f"std         {std[0]:.3f} ",
