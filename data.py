@@ -4,6 +4,7 @@
     train, val = split(dataset.labels, 0.1, seed=0)     # before anything is concatenated
     batches = Batches(dataset.images, dataset.labels, train, pipelines, 64, seed=0, device="cuda")
     for x, y in batches.epoch(0): ...                   # float [B, 3, S, S] in [0, 1], int64 [B]
+    python data.py bhw1.tar.xz                          # what it holds, before anything is trained
 
 Every picture is decoded once and then lives as uint8 where the arithmetic is. There are no worker
 processes and nothing happens to a picture one at a time after that.
@@ -25,7 +26,7 @@ import time
 import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Optional
@@ -38,6 +39,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
+ANNOTATIONS = "val_annotations.txt"  # Tiny ImageNet's own labels of its validation part
 CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # torchvision's folders
 SMALLEST, LARGEST = 16, 512  # sides in pixels: below, no network fits; above, it isn't small
 
@@ -72,6 +74,8 @@ class Dataset:
     files: list = field(default_factory=list)  # names in the source, where pictures are files
     test_files: list = field(default_factory=list)
     left_out: list = field(default_factory=list)  # pictures that lie outside the layout
+    layout: str = "built in"  # how the source holds them, in words
+    sizes: Counter = field(default_factory=Counter)  # (width, height) of its files, or of a sample
 
     @property
     def val_indices(self):
@@ -129,7 +133,8 @@ def load(source=None, size=None, limit=None, labelled=True, test=True):
         own = own if dataset.is_val is None else own + dataset.is_val * len(dataset.classes)
         dataset = dataset.take(stratified(own, limit, seed=0).nonzero().flatten())
     if dataset.files:
-        size = size or common_side(files.read, dataset.files)
+        dataset.sizes = picture_sizes(files.read, dataset.files)
+        size = size or common_side(dataset.sizes)
         if labelled:
             dataset.images = decode(files.read, dataset.files, size)
         if test and dataset.test_files:
@@ -257,7 +262,8 @@ def is_wanted(name):
     """Pictures and tables, but nothing hidden, absolute or reaching out of its folder."""
     path = PurePosixPath(name)
     hidden = any(re.match(r"\.|__MACOSX|earlier-\d+$", part) for part in path.parts)
-    return not (hidden or path.is_absolute()) and path.suffix.lower() in PICTURES | {".csv"}
+    is_known = path.suffix.lower() in PICTURES | {".csv"} or path.name == ANNOTATIONS
+    return is_known and not (hidden or path.is_absolute())
 
 
 def is_picture(name):
@@ -272,13 +278,13 @@ def natural(text):
 
 def describe(files):
     """The data set that a tree of files holds, its pictures not yet decoded."""
-    for layout in (homework_layout, folder_layout):  # the first that fits wins
+    for name, layout in LAYOUTS.items():  # the first that fits wins
         dataset = layout(files)
         if dataset is not None:
-            return dataset
+            return replace(dataset, layout=name)
     raise NotADataSet(
-        f"{files.path} holds no data set: expected labels.csv with trainval/, or train/<class>/*, "
-        "or one folder a class"
+        f"{files.path} holds no data set: expected labels.csv with trainval/, train/<class>/*, "
+        "one folder a class, or Tiny ImageNet"
     )
 
 
@@ -358,17 +364,53 @@ def read_labels(content, name):
     return tuple(numbered[0][1][:2]), [(n, row[0], row[1]) for n, row in numbered[1:]]
 
 
-def folder_layout(files):
-    """train/<class>/* (with val/<class>/*, if there), or <class>/* alone; test/* isn't a class."""
-    names = [name for name in files.names if is_picture(name)]
-    top = [PurePosixPath(name).parts for name in names]
+def tiny_imagenet_layout(files):
+    """train/<wnid>/images/*, val/images/* with their classes in a table, test/images/*.
+
+    It is read as one folder a class: without images/, and with val/<wnid>/ from the table (or as
+    it is, where someone has sorted it).
+    """
+    pictures = [PurePosixPath(name) for name in files.names if is_picture(name)]
+    tables = [name for name in files.names if PurePosixPath(name).name == ANNOTATIONS]
+    if len(tables) > 1:
+        raise ValueError(f"{files.path} has several {ANNOTATIONS}: {listed(tables)}")
+    if not tables and not any(path.match("train/*/images/*") for path in pictures):
+        return None
+    wnids, found = {}, {}
+    for table in tables:
+        lines = files.read(table).decode("utf-8-sig", "replace").splitlines()
+        for n, line in enumerate(lines, start=1):
+            name, tab, rest = line.partition("\t")
+            if not tab:
+                raise ValueError(f"row {n} of {table} should be file, tab, wnid: {line[:80]}")
+            wnids[PurePosixPath(table).parent / name] = rest.split("\t")[0]
+    for path in pictures:
+        folder = path.parent.parent if path.parent.name == "images" else path.parent
+        wnid = wnids.pop(folder / path.name, "")
+        found[str(folder / wnid / path.name)] = str(path)
+    if wnids:
+        raise ValueError(f"{tables[0]} names pictures that are not there: {listed([*wnids])}")
+    return folder_layout(files, found)
+
+
+def folder_layout(files, found=None):
+    """train/<class>/* (with val/<class>/*, if there), or <class>/* alone; test/* isn't a class.
+
+    found: {path in this layout: file}, where the pictures lie otherwise in the source.
+    """
+    found = found or {name: name for name in files.names if is_picture(name)}
+    top = [PurePosixPath(path).parts for path in found]
     depth = len(os.path.commonprefix([parts[:-1] for parts in top])) if top else 0
-    if any("train" in parts[:depth] for parts in top):  # train/<class>/* and nothing beside it
-        depth = min(parts.index("train") for parts in top)
+    roots = {parts[: parts.index("train")] for parts in top if "train" in parts[:-2]}
+    if len(roots) > 1:
+        trains = sorted("/".join([*root, "train"]) for root in roots)
+        raise ValueError(f"{files.path} has several train/: {listed(trains)}; name one folder")
+    for root in roots:  # even where there is nothing beside it
+        depth = len(root)
     top = [parts[depth:] for parts in top]
     has_train = any(parts[0] == "train" and len(parts) == 3 for parts in top)
     rows, test, left_out = [], {}, []
-    for name, parts in zip(names, top):
+    for name, parts in zip(found.values(), top):
         if has_train and len(parts) == 3 and parts[0] in ("train", "val"):
             rows.append(("/".join(parts), parts[1], name))
         elif parts[0] == "test" and len(parts) > 1:
@@ -381,7 +423,12 @@ def folder_layout(files):
         return None
     is_val = torch.tensor([has_train and i.startswith("val/") for i, _, _ in rows])
     is_val = is_val if is_val.any() else None
-    return labelled_by(files, rows, test, is_val=is_val, left_out=left_out)
+    dataset = labelled_by(files, rows, test, is_val=is_val, left_out=left_out)
+    index = {f"{category}/": k for k, category in enumerate(dataset.classes)}
+    labels = [index.get(i[: i.find("/") + 1]) for i in test]
+    if labels and None not in labels:  # test/<class>/*: the answers are there
+        dataset.test_labels = torch.tensor(labels)
+    return dataset
 
 
 def labelled_by(files, rows, test, **rest):
@@ -398,6 +445,13 @@ def labelled_by(files, rows, test, **rest):
         test_files=list(test.values()),
         **rest,
     )
+
+
+LAYOUTS = {
+    "labels.csv and trainval/": homework_layout,
+    "Tiny ImageNet's": tiny_imagenet_layout,
+    "one folder a class": folder_layout,
+}
 
 
 def load_pictures(path, size):
@@ -440,31 +494,66 @@ def load_cifar(name, size):
 # ---------------------------------------------------------------- decoding
 
 
+def as_seen(image):
+    """A Pillow picture in RGB as a viewer on white paper shows it.
+
+    Upright where a camera noted how it was held, on white where it is transparent, and 16 bits of
+    grey scaled to 8, where Pillow's own conversion cuts off all above 255.
+    """
+    with suppress(SyntaxError):  # a damaged note about the picture, which itself may be whole
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).clip(0, 65535)
+        image = Image.fromarray((grey / 257).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
 def fit(image, size):
-    """A Pillow picture as uint8 [size, size, 3]: in RGB, its middle square, resized if need be."""
-    image = image.convert("RGB")
+    """A Pillow picture as uint8 [size, size, 3]: its middle square, resized if need be."""
+    image = as_seen(image)
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     return np.asarray(image)
 
 
-def common_side(read, names, sample=1000):
-    """The most common shorter side of the pictures, read off the headers of at most `sample`."""
-    sides = Counter()
+def picture_sizes(read, names, sample=1000):
+    """Counter of (width, height), from the headers of about `sample` pictures of all."""
+    sizes = Counter()
     for name in names[:: max(1, len(names) // sample)]:
         try:
             with Image.open(io.BytesIO(read(name))) as image:
-                sides[min(image.size)] += 1
+                sizes[image.size] += 1
         except Exception:  # noqa: S112 - decode() lists all that can't be read
             continue
+    return sizes
+
+
+def common_side(sizes):
+    """The most common shorter side of pictures of such sizes."""
+    sides = Counter()
+    for size, count in sizes.items():
+        sides[min(size)] += count
     side = max(SMALLEST, sides.most_common(1)[0][0] if sides else SMALLEST)
     if side > LARGEST:
         raise ValueError(
             f"the pictures are {side} px on their shorter side: say --size 64, for instance"
         )
-    if len(sides) > 1:
-        print(f"pictures of {len(sides)} sizes: all are brought to the most common, {side}x{side}")
+    if sizes and set(sizes) != {(side, side)}:
+        print(
+            f"pictures of {sizes_listed(sizes)}: of each, the middle square is brought to "
+            f"{side}x{side}"
+        )
     return side
+
+
+def sizes_listed(sizes):
+    """'3 sizes, the commonest 16x16, 40x16, 9x20'"""
+    names = [f"{width}x{height}" for (width, height), _ in sizes.most_common()]
+    several = f"{len(names)} sizes, the commonest " if len(names) > 1 else ""
+    return several + listed(names, 3)
 
 
 def decode(read, names, size):
@@ -808,8 +897,9 @@ def parse_flags(script, description, flags, argv):
         groups[group].add_argument(flag, help=text, **values)
     if argv is None:
         argv = sys.argv[1:]
-        if "ipykernel" in sys.modules:  # it brings -f .../kernel-1234.json
+        if "ipykernel" in sys.modules:  # it brings -f .../kernel-1234.json, and may bring more
             argv = [x for x in argv if x != "-f" and not (x.endswith(".json") and "kernel" in x)]
+            argv = [] if "kernel_launcher" in sys.argv[0] else argv
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         known = [flag for _, flag, *_ in flags if flag.startswith("--")]
@@ -873,6 +963,10 @@ def at_least(low):
     return number(int, f"a whole number, {low} or more", lambda x: x >= low)
 
 
+SIDE = number(int, f"a whole number of pixels from {SMALLEST} to {LARGEST}",
+              lambda x: SMALLEST <= x <= LARGEST)  # fmt: skip
+
+
 def listed(items, most=5):
     """'a, b, c and 7 more'"""
     more = f" and {len(items) - most:,} more" if len(items) > most else ""
@@ -880,9 +974,13 @@ def listed(items, most=5):
 
 
 class Progress:
-    """One line that rewrites itself, at most every half second (every five in a log file)."""
+    """One line that rewrites itself, at most every half second; every five seconds in a log file
+    and in a notebook (also from a process that it started), which keep all that was ever shown.
+    """
 
     def __init__(self, what="", total=None):
+        is_terminal = sys.stdout.isatty() and "JPY_PARENT_PID" not in os.environ
+        self.pause = 0.5 if is_terminal else 5
         self.what, self.of = what, f" of {total:,}" if total else ""
         self.start = self.last = time.monotonic()
         self.done = self.width = 0
@@ -897,7 +995,7 @@ class Progress:
 
     def show(self, text):
         now = time.monotonic()
-        if now - self.last > (0.5 if sys.stdout.isatty() else 5):
+        if now - self.last > self.pause:
             self.last, self.width = now, max(self.width, len(text))
             print("\r" + text.ljust(self.width), end="", flush=True)
 
@@ -954,20 +1052,22 @@ def set_aside(*paths):
         print(f"{', '.join(path.name for path in there)} of an earlier run moved to {aside}/")
 
 
-def sheet(images, captions, columns, title):
+def sheet(images, captions, columns, title, least=96):
     """A labelled contact sheet as a Pillow picture.
 
-    images: uint8 or float-in-[0, 1] tensors [3, S, S]; captions: a string each, of several lines
-    if it has line breaks. Pictures are enlarged by a whole number, to at least 96 px.
+    images: uint8 or float-in-[0, 1] tensors [3, H, W] of one shape; captions: a string each, of
+    several lines if it has line breaks. Pictures are enlarged by a whole number, to at least
+    `least` px of height.
     """
     font, small = ImageFont.load_default(18), ImageFont.load_default(13)
-    side = images[0].shape[-1]
-    side *= max(1, -(-96 // side))
+    height, width = images[0].shape[-2:]
+    factor = max(1, -(-least // height))
+    height, width = height * factor, width * factor
     lines = max(caption.count("\n") + 1 for caption in captions)
-    wide = max([side, *(small.getlength(line) for c in captions for line in c.split("\n"))])
-    cell, row = int(wide) + 12, side + 18 * lines + 10
-    width = max(cell * columns + 12, int(font.getlength(title)) + 24)
-    canvas = Image.new("RGB", (width, 44 + row * -(-len(images) // columns)), "white")
+    wide = max([width, *(small.getlength(line) for c in captions for line in c.split("\n"))])
+    cell, row = int(wide) + 16, height + 18 * lines + 10
+    wide = max(cell * columns + 12, int(font.getlength(title)) + 24)
+    canvas = Image.new("RGB", (wide, 44 + row * -(-len(images) // columns)), "white")
     draw = ImageDraw.Draw(canvas)
     draw.text((12, 12), title, "black", font)
     for i, (image, caption) in enumerate(zip(images, captions)):
@@ -975,6 +1075,122 @@ def sheet(images, captions, columns, title):
         if image.is_floating_point():
             image = (image * 255).round().to(torch.uint8)
         picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-        canvas.paste(picture.resize((side, side), Image.Resampling.NEAREST), (x, y))
-        draw.multiline_text((x, y + side + 2), caption, "black", small, spacing=3)
+        canvas.paste(picture.resize((width, height), Image.Resampling.NEAREST), (x, y))
+        draw.multiline_text((x, y + height + 2), caption, "black", small, spacing=3)
     return canvas
+
+
+def strip(images, places):
+    """uint8 [3, S, W]: up to `places` pictures [3, S, S] side by side, a white px between."""
+    side = images.shape[-1]
+    row = images.new_full((3, side, places * (side + 1) - 1), 255)
+    for i, image in enumerate(images[:places]):
+        row[..., i * (side + 1) : i * (side + 1) + side] = image
+    return row
+
+
+# ---------------------------------------------------------------- what is there, before training
+
+
+def same_pictures(dataset):
+    """Lists of (id, class or None for a test picture) of those that are the same to the pixel."""
+    answers = [dataset.classes[label] for label in dataset.labels.tolist()]
+    names = [*zip(dataset.ids, answers), *((i, None) for i in dataset.test_ids)]
+    by_content = {}
+    parts = [part for part in (dataset.images, dataset.test_images) if part is not None]
+    for name, image in zip(names, (image for part in parts for image in part.numpy())):
+        by_content.setdefault(hashlib.blake2b(image.tobytes()).digest(), []).append(name)
+    return [group for group in by_content.values() if len(group) > 1]
+
+
+def print_duplicates(groups):
+    """What is there several times, what of it is in the test part as well, or in two classes."""
+
+    def shown(group):
+        return " = ".join(i + (f" ({answer})" if answer else " (test)") for i, answer in group[:3])
+
+    found = {
+        "pictures are there several times": groups,
+        "of them in the test part too": [g for g in groups if len({a is None for _, a in g}) > 1],
+        "of them with several labels": [g for g in groups if len({a for _, a in g if a}) > 1],
+    }
+    print("doubled" + ("" if groups else "     none: no two pictures are the same to the pixel"))
+    for what, some in found.items():
+        if some:
+            print(f"  {len(some):>6,}    {what}: {listed([shown(group) for group in some], 2)}")
+
+
+def print_survey(dataset):
+    """Layout, counts, classes, sizes, balance, mean and std, duplicates."""
+    counts = Counter(dict.fromkeys(range(len(dataset.classes)), 0))
+    counts.update(dataset.labels.tolist())
+    (most, high), *_, (least, low) = counts.most_common()
+    balance = f"{high:,} pictures each"
+    if low < high:
+        least, most = dataset.classes[least], dataset.classes[most]
+        balance = f"from {low:,} ({least}) to {high:,} ({most}) pictures"
+    test, answers = len(dataset.test_ids), "" if dataset.test_labels is None else ", with answers"
+    val = "none of its own" if dataset.is_val is None else f"{int(dataset.is_val.sum()):,} of these"
+    side = dataset.images.shape[-1]
+    sizes = dataset.sizes or Counter({(side, side): len(dataset.images)})
+    everything = torch.arange(len(dataset.labels))
+    mean, std = (" ".join(f"{x:.3f}" for x in xs) for xs in statistics(dataset.images, everything))
+    print(
+        f"data        {dataset.source} ({dataset.layout})\n"
+        f"labelled    {len(dataset.labels):,} pictures\n"
+        f"validation  {val}\n"
+        f"test        {test:,} pictures{answers}\n"
+        f"classes     {len(dataset.classes):,}: {listed(dataset.classes, 10)}\n"
+        f"balance     {balance}\n"
+        f"sizes       {sizes_listed(sizes)}, read as {side}x{side}\n"
+        f"mean        {mean} (red, green, blue of the labelled, from 0 to 1)\n"
+        f"std         {std}"
+    )
+    print_duplicates(same_pictures(dataset))
+
+
+def draw_classes(dataset, most=48, places=4):
+    """A sheet of a few pictures a class, of at most so many classes, spread over all of them."""
+    count = len(dataset.classes)
+    shown = [i * count // min(most, count) for i in range(min(most, count))]
+    strips, captions = [], []
+    for k in shown:
+        mine = (dataset.labels == k).nonzero().flatten()
+        strips.append(strip(dataset.images[mine[:places]], places))
+        captions.append(f"{dataset.classes[k]:.30} ({len(mine):,})")
+    some = f"{len(shown)} of {count} classes" if len(shown) < count else f"{count} classes"
+    title = f"{some}, {places} pictures of each (how many there are)"
+    return sheet(strips, captions, columns=min(4, len(shown)), title=title, least=64)
+
+
+# Group, flag, what its value is called, how many there are or its type, help.
+FLAGS = [
+    ("arguments", "data", "PATH", "?", "folder, archive, cifar10, cifar100 or demo (default: the "
+     "one data set below data/ or /kaggle/input/, else the demo)"),
+    ("arguments", "--size", "S", SIDE, "resize pictures to S x S pixels (default: their own)"),
+    ("arguments", "--limit", "N", at_least(2), "at most N labelled pictures, of all classes alike"),
+    ("arguments", "--out", "FILE", str, "default: data.png"),
+]  # fmt: skip
+
+
+def parse_args(argv=None):
+    about = "Say what a data set holds before anything is trained on it: python data.py PATH"
+    args = parse_flags("data.py", about, FLAGS, argv)
+    args.out = args.out or "data.png"
+    return args
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    with sentences("data.py"):
+        check_out(args.out)
+        dataset = load(args.data, args.size, args.limit)
+        print_survey(dataset)
+        set_aside(args.out)
+        picture = draw_classes(dataset)
+        write_file(args.out, lambda file: picture.save(file, "PNG"))
+        print(f"wrote {args.out}: a few pictures a class")
+
+
+if __name__ == "__main__":
+    main()

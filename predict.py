@@ -4,6 +4,7 @@
     python predict.py ckpt.pt --data cat.png        # the five likeliest classes
     python predict.py a.pt b.pt --views 10          # two networks averaged, ten views a picture
     python predict.py best.pt --score               # how well it does on what training didn't see
+    python predict.py --compare run-1 run-2         # the curves of several runs in one picture
 
 logits() is the one inference path: what train.py reports as validation comes from it as well.
 What training shares with it stands here too: the choice of device and precision, what several
@@ -27,7 +28,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 import augment
 import data
@@ -353,7 +354,7 @@ def score(networks, checkpoints, args):
     """Print accuracy, classes and confusions of what training didn't see; write table and sheet."""
     run = checkpoints[0]["args"]
     source = data.source_of(checkpoints[0], args.data)
-    dataset = data.load(source, checkpoints[0]["size"], run["limit"], test=False)
+    dataset = data.load(source, checkpoints[0]["size"], run["limit"])
     for checkpoint in checkpoints:
         data.require_same(dataset, checkpoint)
     for name, images, labels, ids in unseen(dataset, checkpoints):
@@ -364,15 +365,22 @@ def score(networks, checkpoints, args):
     rows, confusions = by_class(probabilities.argmax(1), labels, dataset.classes)
     print_details(name, rows, confusions)
     out = Path(args.out or "scores.csv")
-    picture = out.with_name("mistakes.png")
-    data.set_aside(out, picture)
+    matrix, picture = out.with_name("confusions.png"), out.with_name("mistakes.png")
+    data.set_aside(out, matrix, picture)
     write_table(out, ["class", "pictures", "accuracy", "most_often_taken_for", "times"], rows)
     print(f"wrote {out}: every class")
     surest = mistakes(probabilities, labels)
     if surest:
+        sheet, what = draw_confusions(images, labels, probabilities.argmax(1), dataset.classes)
+        write_picture(matrix, sheet, what)
         sheet = draw_mistakes(images, labels, ids, probabilities, surest, dataset.classes)
-        data.write_file(picture, lambda file: sheet.save(file, "PNG"))
-        print(f"wrote {picture}: the {len(surest)} surest mistakes")
+        write_picture(picture, sheet, f"the {len(surest)} surest mistakes")
+
+
+def write_picture(path, picture, what):
+    """A PNG file, written whole or not at all, and said."""
+    data.write_file(path, functools.partial(picture.save, format="PNG"))
+    print(f"wrote {path}: {what}")
 
 
 def by_class(answers, labels, classes):
@@ -419,6 +427,60 @@ def draw_mistakes(images, labels, ids, probabilities, chosen, classes):
         captions.append(f"{ids[i]:.20}\nis {label:.16}\ntaken for {taken_for:.12}: {sureness:.0%}")
     title = f"The {len(chosen)} surest mistakes of {len(labels):,} answers"
     return data.sheet([images[i] for i in chosen], captions, columns=6, title=title)
+
+
+def draw_confusions(images, labels, answers, classes):
+    """(Pillow picture, what it shows): the matrix of up to 20 classes, of more the worst pairs."""
+    if len(classes) > 20:
+        pairs = draw_pairs(images, labels, answers, classes)
+        return pairs, "the commonest confusions, with pictures"
+    counts = (labels * len(classes) + answers).bincount(minlength=len(classes) ** 2)
+    return draw_matrix(counts.view(len(classes), -1).tolist(), classes), "what is taken for what"
+
+
+def draw_matrix(counts, classes, cell=44):
+    """counts[k][j]: pictures of class k that are answered j. The darker, the more of its row."""
+    font, large = ImageFont.load_default(13), ImageFont.load_default(18)
+    names = [f"{name:.24}" for name in classes]
+    label = int(max(map(font.getlength, names))) + 16
+    left, top = 12 + label, 66 + label
+    width = max(left + cell * len(names) + 12, 560)
+    canvas = Image.new("RGB", (width, top + cell * len(names) + 12), "white")
+    draw = ImageDraw.Draw(canvas)
+    draw.text((12, 12), "Rows: what it is. Columns: what it was taken for.", "black", large)
+    draw.text((12, 38), "Blue is right, orange is wrong", "black", font)
+    for k, (name, row) in enumerate(zip(names, counts)):
+        upright = Image.new("RGB", (label, 18), "white")
+        ImageDraw.Draw(upright).text((6, 9), name, "black", font, anchor="lm")
+        canvas.paste(
+            upright.rotate(90, expand=True), (left + cell * k + cell // 2 - 9, top - label)
+        )
+        y = top + cell * k
+        draw.text((left - 8, y + cell // 2), name, "black", font, anchor="rm")
+        for j, count in enumerate(row):
+            share, x = count / max(1, sum(row)), left + cell * j
+            colour = ImageColor.getrgb(VAL_COLOUR if j == k else TRAIN_COLOUR)
+            shade = tuple(round(255 + (value - 255) * share) for value in colour)
+            draw.rectangle([x, y, x + cell, y + cell], shade, "#dddddd")
+            ink = "white" if share > 0.6 else "black" if count else "#bbbbbb"
+            draw.text((x + cell // 2, y + cell // 2), str(count), ink, font, anchor="mm")
+    return canvas
+
+
+def draw_pairs(images, labels, answers, classes, most=24, places=4):
+    """The commonest confusions: pictures taken for another class, and pictures of that class."""
+    pairs, strips, captions = Counter(zip(labels.tolist(), answers.tolist())), [], []
+    for (k, j), times in Counter({p: n for p, n in pairs.items() if p[0] != p[1]}).most_common(
+        most
+    ):
+        taken, others = (labels == k) & (answers == j), labels == j
+        sides = [data.strip(images[some], places) for some in (taken, others)]
+        gap = torch.full_like(sides[0][..., :3], 255)
+        strips.append(torch.cat([sides[0], gap, sides[1]], 2))
+        count = int((labels == k).sum())
+        captions.append(f"{classes[k]:.20} taken for {classes[j]:.20} ({times} of {count})")
+    title = f"The {len(strips)} commonest confusions: left those pictures, right what they aren't"
+    return data.sheet(strips, captions, columns=2, title=title, least=64)
 
 
 # ---------------------------------------------------------------- what training says
@@ -551,7 +613,9 @@ def search(mix, seeds, out, accuracy):
 
 # ---------------------------------------------------------------- charts of training
 
-TRAIN_COLOUR, VAL_COLOUR = "#D55E00", "#0072B2"  # told apart by the colour-blind (Okabe and Ito)
+# Told apart by the colour-blind (Okabe and Ito, without the yellow, which is too light for a line).
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+VAL_COLOUR, TRAIN_COLOUR = COLOURS[:2]
 VERDICTS = {"better": "#009E73", "worse": "#D55E00", "within noise": "#999999"}
 SCALE = 2  # curves are drawn so much larger, then reduced: Pillow's lines have no antialiasing
 
@@ -564,14 +628,21 @@ def ticks(top):
     return [round(i * step, 10) for i in range(int(top / step + 1e-9) + 1)]
 
 
-def draw_panel(draw, left, title, key, rows, top):
-    """One pair of axes, 430 x 260 points: train_<key> and val_<key> of the log against epochs.
+def blank(width, height, title, left):
+    """(a white Pillow picture, SCALE times as large, under a title; what draws on it)"""
+    canvas = Image.new("RGB", (width * SCALE, height * SCALE), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(17 * SCALE)
+    while font.getlength(title) > (width - left - 20) * SCALE:
+        title = title[:-2].rstrip("…") + "…"
+    draw.text((left * SCALE, 10 * SCALE), title, "black", font)
+    return canvas, draw
 
-    Values above top are drawn at its height. Gives the function from (epoch, value) to a point.
+
+def draw_axes(draw, left, right, low, title, epochs, top):
+    """A pair of axes, epochs to the right and 0 to top upwards: the function from (epoch, value) to
+    a point. Values above top are drawn at its height.
     """
-    font = ImageFont.load_default(13 * SCALE)
-    low, high, right = 330 * SCALE, 70 * SCALE, left + 430 * SCALE
-    epochs = rows[-1]["epoch"]
+    font, high = ImageFont.load_default(13 * SCALE), 70 * SCALE
 
     def point(epoch, value):
         height = min(value, top) / top
@@ -587,14 +658,27 @@ def draw_panel(draw, left, title, key, rows, top):
             draw.text((point(epoch, 0)[0], low + 6 * SCALE), f"{epoch:g}", "black", font, "ma")
     draw.text(((left + right) / 2, low + 26 * SCALE), "epoch", "black", font, anchor="ma")
     draw.line([(left, high), (left, low), (right, low)], "black", SCALE)
-    for part, colour in (("train", TRAIN_COLOUR), ("val", VAL_COLOUR)):
-        values = [(row["epoch"], row[f"{part}_{key}"]) for row in rows]
-        points = [point(*pair) for pair in values if pair[1] != "" and math.isfinite(pair[1])]
-        if len(points) > 1:
-            draw.line(points, colour, 2 * SCALE, joint="curve")
-        for x, y in points if len(points) < 3 else points[-1:]:
-            r = 3 * SCALE
-            draw.ellipse([x - r, y - r, x + r, y + r], colour)
+    return point
+
+
+def draw_curve(draw, point, rows, key, colour):
+    """A column of the log against epochs; its last point, None where there is none."""
+    values = [(row["epoch"], row[key]) for row in rows]
+    points = [point(*pair) for pair in values if pair[1] != "" and math.isfinite(pair[1])]
+    if len(points) > 1:
+        draw.line(points, colour, 2 * SCALE, joint="curve")
+    for x, y in points if len(points) < 3 else points[-1:]:
+        r = 3 * SCALE
+        draw.ellipse([x - r, y - r, x + r, y + r], colour)
+    return points[-1] if points else None
+
+
+def draw_panel(draw, left, title, key, rows, top):
+    """train_<key> and val_<key> of the log on axes of 430 x 260 points; as draw_axes()."""
+    right, low = left + 430 * SCALE, 330 * SCALE
+    point = draw_axes(draw, left, right, low, title, rows[-1]["epoch"], top)
+    draw_curve(draw, point, rows, f"train_{key}", TRAIN_COLOUR)
+    draw_curve(draw, point, rows, f"val_{key}", VAL_COLOUR)
     return point
 
 
@@ -608,10 +692,7 @@ def draw_curves(rows, title):
     """Loss and accuracy against epochs, train against validation, the best epoch marked: a Pillow
     picture of 1040 x 390 px. rows: the log's.
     """
-    canvas = Image.new("RGB", (1040 * SCALE, 390 * SCALE), "white")
-    draw = ImageDraw.Draw(canvas)
-    font, large = ImageFont.load_default(13 * SCALE), ImageFont.load_default(17 * SCALE)
-    draw.text((60 * SCALE, 10 * SCALE), title, "black", large)
+    (canvas, draw), font = blank(1040, 390, title, 60), ImageFont.load_default(13 * SCALE)
     # The first epochs' validation loss can be off the scale while batch norm's averages settle.
     top = 1.1 * max(row["train_loss"] for row in rows) or 1
     draw_panel(draw, 60 * SCALE, "loss", "loss", rows, top)
@@ -631,7 +712,7 @@ def draw_curves(rows, title):
     for text, colour in legend:
         draw.text((x, 44 * SCALE), text, colour, font)
         x += font.getlength(text) + 14 * SCALE
-    return canvas.resize((1040, 390), Image.Resampling.LANCZOS)
+    return canvas.reduce(SCALE)
 
 
 def draw_bars(rounds, title):
@@ -641,12 +722,7 @@ def draw_bars(rounds, title):
     """
     count = sum(map(len, rounds))
     height = 90 + 26 * count + 40 * len(rounds)
-    canvas = Image.new("RGB", (1040 * SCALE, height * SCALE), "white")
-    draw = ImageDraw.Draw(canvas)
-    font, large = ImageFont.load_default(13 * SCALE), ImageFont.load_default(17 * SCALE)
-    while large.getlength(title) > 1000 * SCALE:
-        title = title[:-2].rstrip("…") + "…"
-    draw.text((20 * SCALE, 10 * SCALE), title, "black", large)
+    (canvas, draw), font = blank(1040, height, title, 20), ImageFont.load_default(13 * SCALE)
     left, right, y = 200 * SCALE, 850 * SCALE, 44 * SCALE
     top = max(mean + spread for bars in rounds for _, mean, spread, *_ in bars) or 1
     scale = (right - left) / top
@@ -667,7 +743,62 @@ def draw_bars(rounds, title):
             draw.text(beside, f"{mean:.3f} {verdict}", "black", font, anchor="lm")
             y += 26 * SCALE
         y += 16 * SCALE
-    return canvas.resize((1040, height), Image.Resampling.LANCZOS)
+    return canvas.reduce(SCALE)
+
+
+def draw_comparison(runs):
+    """Validation accuracy of {name: rows of the log} against epochs, each named at its end."""
+    height = max(390, 130 + 20 * len(runs))
+    canvas, draw = blank(1040, height, f"{len(runs)} runs compared", 60)
+    font, right, low = ImageFont.load_default(13 * SCALE), 700 * SCALE, (height - 60) * SCALE
+    epochs = max(rows[-1]["epoch"] for rows in runs.values())
+    top = min(1, 1.1 * max(best_row(rows)["val_acc"] for rows in runs.values()) or 1)
+    title = "validation accuracy; beside each run its last"
+    point = draw_axes(draw, 60 * SCALE, right, low, title, epochs, top)
+    ends = []
+    for (name, rows), colour in zip(runs.items(), itertools.cycle(COLOURS)):
+        end = draw_curve(draw, point, rows, "val_acc", colour)
+        while font.getlength(name) > 260 * SCALE:
+            name = "…" + name.lstrip("…")[1:]
+        ends.append((end, f"{rows[-1]['val_acc']:.4f}  {name}", colour))
+    y = 0
+    for i, (end, text, colour) in enumerate(sorted(ends, key=lambda item: item[0][1])):
+        # A row of text each, from above, but never so low that the rest has no room.
+        y = min(max(end[1], y + 20 * SCALE), low - 20 * SCALE * (len(ends) - 1 - i))
+        draw.line([end, (right + 14 * SCALE, y)], colour, 1)
+        draw.text((right + 18 * SCALE, y), text, colour, font, anchor="lm")
+    return canvas.reduce(SCALE)
+
+
+def read_run(path):
+    """The rows of a run's log, given its folder or a file in it; numbers, or "" for none."""
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    try:
+        rows = read_table(folder / "log.csv")
+        rows = [{k: float(x) if x else "" for k, x in row.items()} for row in rows]
+        if best_row(rows):
+            return rows
+    except (ValueError, KeyError, TypeError):  # a table, but of something else
+        pass
+    raise ValueError(f"{path} holds no log.csv of a run with a validation part to compare")
+
+
+def compare_runs(paths, out):
+    """Draw and print the validation accuracy of several runs, the best at the end first."""
+    if Path(out).suffix != ".png":
+        raise ValueError(f"--out {out} should be a picture: name it .png")
+    runs = {path: read_run(path) for path in paths}
+    runs = dict(sorted(runs.items(), key=lambda item: -item[1][-1]["val_acc"]))
+    print("validation  best  at epoch  of  training  minutes  run")
+    for path, rows in runs.items():
+        last, best = rows[-1], best_row(rows)
+        minutes = sum(row["seconds"] for row in rows) / 60
+        print(
+            f"{last['val_acc']:10.4f}  {best['val_acc']:.4f} {best['epoch']:5.0f} "
+            f"{last['epoch']:6.0f}  {last['train_acc']:8.4f} {minutes:8.1f}  {path}"
+        )
+    data.set_aside(out)
+    write_picture(out, draw_comparison(runs), "validation accuracy of these runs")
 
 
 # ---------------------------------------------------------------- command line
@@ -675,14 +806,17 @@ def draw_bars(rounds, title):
 
 VIEW_COUNT = data.number(int, f"from 1 to {len(VIEWS)}", lambda x: 1 <= x <= len(VIEWS))
 FLAGS = [
-    ("arguments", "checkpoints", "CKPT", "+", "averaged, if several"),
+    ("arguments", "checkpoints", "CKPT", "+", "ckpt.pt or best.pt of a run; several are averaged"),
     ("arguments", "--data", "PATH", str, "a data set, a folder or archive of pictures, or one "
      "picture (default: the source that the network was trained on)"),
-    ("arguments", "--out", "FILE", str, "default: submission.csv, or scores.csv with --score"),
+    ("arguments", "--out", "FILE", str, "default: submission.csv, or scores.csv with --score, "
+     "compare.png with --compare"),
     ("arguments", "--views", "N", VIEW_COUNT, "average over N views of each picture, 1 to "
      f"{len(VIEWS)}: itself, mirrored, moved by a pixel (default: 1)"),
     ("arguments", "--score", "", bool, "answer the labelled pictures that training did not see: "
-     "accuracy, classes, confusions, and a sheet of the surest mistakes (mistakes.png)"),
+     "accuracy, classes, confusions (confusions.png) and the surest mistakes (mistakes.png)"),
+    ("arguments", "--compare", "", bool, "draw the validation accuracy of several runs, given "
+     "their folders, into one picture (compare.png)"),
 ]  # fmt: skip
 
 
@@ -697,6 +831,9 @@ def main(argv=None):
     args = parse_args(argv)
     with data.sentences("predict.py"):
         data.check_out(args.out or "submission.csv")
+        if args.compare:
+            compare_runs(args.checkpoints, args.out or "compare.png")
+            return
         if args.out in args.checkpoints or Path(args.out or "").suffix in (".pt", ".png"):
             raise ValueError(f"--out {args.out} should be a table: name it .csv")
         device = choose_device()

@@ -473,8 +473,6 @@ POSITIVE = data.number(float, "a number above 0", lambda x: 0 < x < 1e38)  # flo
 SHARE = data.number(float, "at least 0 and below 1", lambda x: 0 <= x < 1)
 DECAY = data.number(float, "a number, 0 or more", lambda x: 0 <= x < math.inf)
 SEED = data.number(int, "a whole number from 0 to 2**63 - 1", lambda x: 0 <= x < 2**63)
-SIDE = data.number(int, f"a whole number of pixels from {data.SMALLEST} to {data.LARGEST}",
-              lambda x: data.SMALLEST <= x <= data.LARGEST)  # fmt: skip
 
 # Group, flag, what its value is called, its type or choices, the report's section on it, help.
 FLAGS = [
@@ -484,9 +482,9 @@ FLAGS = [
      "none (default: the source's own part, else 0.1)"),
     ("data", "--augment", "MIX", str, "E2", "copies of the data: + concatenates, a comma composes, "
      f"=S is a strength, :P a probability; clean, {', '.join(augment.AUGMENTATIONS)}"),
-    ("data", "--size", "S", SIDE, "", "resize pictures to S x S pixels (default: their own size)"),
+    ("data", "--size", "S", data.SIDE, "", "resize pictures to S x S pixels (default: their own)"),
     ("data", "--limit", "N", SEVERAL, "", "at most N labelled pictures, of all classes alike"),
-    ("data", "--grow", "S", SIDE, "", "begin with pictures of S pixels and end with their own, in "
+    ("data", "--grow", "S", data.SIDE, "", "begin with pictures of S pixels and end with their own, in "
      "three equally long parts"),
     ("data", "--mixup", "ALPHA", DECAY, "", "mix pictures in pairs"),
     ("data", "--cutmix", "ALPHA", DECAY, "", "paste a part of a picture into another"),

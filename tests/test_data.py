@@ -8,12 +8,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import save_picture
+from conftest import TINY, save_picture
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
 import augment
 import data
+import predict
+import train
 
 
 def pack(folder, path):
@@ -102,6 +104,125 @@ def test_one_folder_a_class(tmp_path):
     assert packed.ids == dataset.ids and torch.equal(packed.images, dataset.images)
 
 
+def write_tiny_imagenet(folder):
+    """As published: train/<wnid>/images with boxes, val/images with its table, test/images."""
+    demo = data.load("demo")
+    pictures = iter(demo.images)
+    for wnid in ("n10", "n9"):
+        (folder / "train" / wnid / "images").mkdir(parents=True)
+        (folder / "train" / wnid / f"{wnid}_boxes.txt").write_text(f"{wnid}_0.JPEG\t0\t0\t9\t9\n")
+        for i in range(6):
+            path = folder / "train" / wnid / "images" / f"{wnid}_{i}.JPEG"
+            save_picture(next(pictures), path)
+    for part in ("val", "test"):
+        (folder / part / "images").mkdir(parents=True)
+        for i in range(4):
+            save_picture(next(pictures), folder / part / "images" / f"{part}_{i}.JPEG")
+    rows = [f"val_{i}.JPEG\t{wnid}\t0\t0\t9\t9" for i, wnid in enumerate(["n9", "n10"] * 2)]
+    (folder / "val" / "val_annotations.txt").write_text("\n".join(rows) + "\n")
+    for name in ("wnids.txt", "words.txt"):
+        (folder / name).write_text("n9\nn10\n")
+    return folder
+
+
+def test_tiny_imagenet_as_published(tmp_path):
+    folder = write_tiny_imagenet(tmp_path / "tiny-imagenet-200")
+    dataset = data.load(folder)
+    assert dataset.classes == ["n9", "n10"] and dataset.layout == "Tiny ImageNet's"
+    assert dataset.ids[0] == "train/n9/n9_0.JPEG" and len(dataset.ids) == 16
+    assert dataset.labels.tolist() == [0] * 6 + [1] * 6 + [0, 1, 0, 1]
+    assert dataset.val_indices.tolist() == [12, 13, 14, 15] and not dataset.left_out
+    assert dataset.ids[12] == "val/n9/val_0.JPEG"
+    assert dataset.test_ids == [f"test_{i}.JPEG" for i in range(4)] and dataset.test_labels is None
+    with Image.open(folder / "val" / "images" / "val_1.JPEG") as image:
+        assert np.array_equal(dataset.images[13].permute(1, 2, 0), np.asarray(image))
+    for name in ("x.zip", "x.tar.gz"):
+        packed = data.load(pack(folder, tmp_path / name))
+        assert packed.fingerprint == dataset.fingerprint
+        assert torch.equal(packed.images, dataset.images)
+    table = folder / "val" / "val_annotations.txt"
+    table.write_text(table.read_text() + "val_9.JPEG\tn9\t0\t0\t9\t9\n")
+    with pytest.raises(ValueError, match=r"names pictures that are not there: val/val_9.JPEG"):
+        data.load(folder)
+    table.write_text("val_0.JPEG n9\n")
+    with pytest.raises(
+        ValueError, match="row 1 of val/val_annotations.txt should be file, tab, wnid"
+    ):
+        data.load(folder)
+    table.unlink()  # as some sort it
+    for wnid, i in (("n9", 0), ("n10", 1), ("n9", 2), ("n10", 3)):
+        (folder / "val" / wnid).mkdir(exist_ok=True)
+        (folder / "val" / "images" / f"val_{i}.JPEG").rename(
+            folder / "val" / wnid / f"val_{i}.JPEG"
+        )
+    assert Counter(data.load(folder).ids) == Counter(dataset.ids)
+
+
+def test_a_test_part_sorted_by_class_is_one_with_answers(tmp_path):
+    parts = ["train/b", "train/a", "test/b", "test/a"]
+    dataset = data.load(write_folders(tmp_path / "x", *parts))
+    assert dataset.test_ids[0] == "a/8.png" and dataset.test_labels.tolist() == [0] * 3 + [1] * 3
+    write_folders(tmp_path / "x", "test/unknown")  # a class that training has not
+    assert data.load(tmp_path / "x").test_labels is None
+
+
+def test_several_training_parts_are_an_error_that_lists_them(tmp_path):
+    write_folders(tmp_path / "x", "one/train/a", "one/train/b", "two/train/a", "two/train/b")
+    with pytest.raises(ValueError, match=r"several train/: one/train, two/train; name one folder"):
+        data.load(tmp_path / "x")
+    assert data.load(tmp_path / "x" / "one").classes == ["a", "b"]
+    vehicles = write_folders(tmp_path / "vehicles", "bus", "train")
+    assert data.load(vehicles).classes == ["bus", "train"]
+
+
+def odd_pictures(folder):
+    """{file: the RGB picture that a viewer shows} of pictures as users have them."""
+    random = np.random.default_rng(0)
+    rgb = Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8))
+    grey, alpha = rgb.convert("L"), Image.fromarray(random.integers(0, 256, (16, 16), np.uint8))
+    clear = rgb.copy()
+    clear.putalpha(alpha)
+    on_white = Image.composite(rgb, Image.new("RGB", rgb.size, "white"), alpha)
+    palette = rgb.quantize(16)
+    holes = np.asarray(palette) == 3
+    shown = np.where(holes[..., None], 255, np.asarray(palette.convert("RGB"))).astype(np.uint8)
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera was held upright: turn it clockwise
+    (folder).mkdir(parents=True)
+    saved = {
+        "grey.png": (grey, grey, {}),
+        "black-and-white.png": (grey.convert("1"), grey.convert("1"), {}),
+        "palette.png": (palette, palette, {}),
+        "palette-with-holes.png": (palette, Image.fromarray(shown), {"transparency": 3}),
+        "rgba.png": (clear, on_white, {}),
+        "grey-and-alpha.png": (clear.convert("LA"), None, {}),
+        "cmyk.tiff": (rgb.convert("CMYK"), rgb, {}),
+        "cmyk.jpg": (rgb.convert("CMYK"), None, {}),
+        "sixteen-bits.png": (deep, grey, {}),
+        "turned.png": (rgb, rgb.transpose(Image.Transpose.ROTATE_270), {"exif": turned}),
+        "damaged-note.png": (rgb, rgb, {"exif": b"Exif\0\0no exif"}),
+        "film.gif": (palette, palette, {"save_all": True, "append_images": [grey]}),
+    }
+    for name, (image, _, options) in saved.items():
+        image.save(folder / name, **options)
+    luma = grey.convert("RGB")
+    expected = {name: shown for name, (_, shown, _) in saved.items()}
+    expected["grey-and-alpha.png"] = Image.composite(
+        luma, Image.new("RGB", rgb.size, "white"), alpha
+    )
+    with Image.open(folder / "cmyk.jpg") as image:  # lossy: as Pillow reads it
+        expected["cmyk.jpg"] = image.convert("RGB")
+    return {name: np.asarray(image.convert("RGB")).astype(int) for name, image in expected.items()}
+
+
+def test_odd_pictures_are_read_as_a_viewer_shows_them(tmp_path):
+    expected = odd_pictures(tmp_path / "x")
+    images, names = data.load_pictures(tmp_path / "x", 16)
+    for image, name in zip(images.permute(0, 2, 3, 1).numpy().astype(int), names):
+        assert np.abs(image - expected[name]).max() <= 1, name  # blending rounds either way
+
+
 def test_cifar_through_torchvision(tmp_path, monkeypatch):
     import pickle
 
@@ -124,6 +245,11 @@ def test_cifar_through_torchvision(tmp_path, monkeypatch):
     assert dataset.classes == classes and dataset.test_labels[11] == 1
     assert data.load("cifar10", size=20, limit=50).images.shape == (50, 3, 20, 20)
     assert data.find_source() == "cifar10"
+    train.main(["--limit", "60", "--model", TINY, "--epochs", "1"])
+    predict.main(["ckpt.pt"])
+    rows = [line.split(",") for line in (tmp_path / "submission.csv").read_text().splitlines()]
+    assert [name for name, _ in rows[1:]] == [f"test_{i}" for i in range(20)]
+    assert {answer for _, answer in rows[1:]} <= set(classes)
 
 
 def test_the_demo_is_the_same_every_time_and_has_no_picture_twice():
@@ -184,7 +310,8 @@ def test_sizes_are_made_equal(homework, capsys):
     small.save(homework / "trainval" / "trainval_00004.png")
     Image.new("L", (40, 16), 128).save(homework / "trainval" / "trainval_00005.png")
     dataset = data.load(homework)
-    assert "2 sizes" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "3 sizes, the commonest 16x16" in said and "brought to 16x16" in said
     assert dataset.images.shape[-1] == 16
     assert (dataset.images[4].float().mean((1, 2)) == torch.tensor([255.0, 0, 0])).all()
     assert (dataset.images[5] == 128).all()
@@ -460,3 +587,59 @@ def test_mixed_pictures_have_the_labels_of_what_they_are_made_of(kind):
     pure = (x == x.round()).all()  # whole pixels of one picture or the other
     assert pure if kind == "cutmix" else not pure
     assert data.mixed(images, y, 200)[0] is images
+
+
+def test_a_survey_says_what_is_there_and_draws_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = write_folders(tmp_path / "x", "train/cat", "train/dog", "val/cat", "test")
+    shutil.copy(folder / "train/cat/8.png", folder / "train/cat/12.png")  # twice
+    shutil.copy(folder / "train/cat/8.png", folder / "test/a.png")  # in the test part as well
+    shutil.copy(folder / "train/dog/8.png", folder / "train/cat/11.png")  # both a cat and a dog
+    demo = data.load("demo")
+    Image.fromarray(demo.images[99].permute(1, 2, 0).numpy()).resize((30, 20)).save(
+        folder / "train" / "dog" / "wide.png"
+    )
+    data.main([str(folder)])
+    said = capsys.readouterr().out
+    mean, std = data.statistics(data.load(folder).images, torch.arange(12))
+    for words in (
+        f"{folder} (one folder a class)",
+        "labelled    12 pictures\n",
+        "validation  3 of these\n",
+        "test        4 pictures\n",
+        "classes     2: cat, dog\n",
+        "balance     from 4 (dog) to 8 (cat) pictures\n",
+        "sizes       2 sizes, the commonest 16x16, 30x20, read as 16x16",
+        f"mean        {mean[0]:.3f} ",
+        f"std         {std[0]:.3f} ",
+        "2    pictures are there several times: train/cat/8.png (cat) = train/cat/12.png (cat)",
+        "1    of them in the test part too",
+        "1    of them with several labels: train/cat/11.png (cat) = train/dog/8.png (dog)",
+    ):
+        assert words in said, words
+    with Image.open("data.png") as sheet:
+        assert sheet.width > 4 * 64 and sheet.height > 64
+    data.main([str(folder)])  # an earlier sheet is never overwritten
+    assert (tmp_path / "earlier-1" / "data.png").exists()
+
+
+def test_a_survey_of_many_classes_shows_some_of_them_and_says_so():
+    labels = torch.arange(200).repeat(3)
+    images = torch.zeros(600, 3, 16, 16, dtype=torch.uint8)
+    classes = [f"class {k}" for k in range(200)]
+    dataset = data.Dataset("many", classes, labels, list("x" * 600), images)
+    sheet = data.draw_classes(dataset)
+    assert sheet.width < 1600 and sheet.height < 1600  # for the eye, not for the archive
+    strip = data.strip(images[:2] + 9, 3)
+    assert strip.shape == (3, 16, 3 * 17 - 1) and (strip[..., 34:] == 255).all()
+    assert (strip[..., :16] == 9).all() and (strip[..., 16] == 255).all()
+
+
+@pytest.mark.parametrize("argv", [["nowhere"], ["x.txt"], ["demo", "--out", "no/data.png"]])
+def test_a_survey_of_what_is_not_there_is_one_sentence(tmp_path, monkeypatch, capsys, argv):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.txt").write_text("no")
+    with pytest.raises(SystemExit) as stop:
+        data.main(argv)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("data.py: error: ") and error.count("\n") == 1

@@ -1,11 +1,12 @@
 """Answers: submissions, single pictures, folders, averages, scores; and the choice of precision."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, write_homework
+from conftest import TINY, save_picture, write_homework
 from PIL import Image
 
 import data
@@ -41,8 +42,6 @@ def test_a_submission_is_the_competitions_table(trained, here):
 
 
 def test_a_folder_an_archive_and_one_picture_answer_the_same(trained, here, capsys):
-    import shutil
-
     source, out = trained
     checkpoint = str(out / "ckpt.pt")
     predict.main([checkpoint, "--out", "all.csv"])
@@ -117,6 +116,7 @@ def test_the_score_is_that_of_training_on_what_training_did_not_see(trained, her
     if accuracy < 1:
         with Image.open(here / "mistakes.png") as sheet:
             assert sheet.width >= 96 and "no mistakes at all" not in printed
+        assert (here / "confusions.png").exists()
 
 
 def test_several_checkpoints_are_scored_on_what_none_of_them_saw(trained, here, capsys):
@@ -147,6 +147,142 @@ def test_confusions_and_classes_are_counted_right():
     assert confusions == {("a", "b"): 2, ("a", "c"): 1, ("b", "a"): 1}
     probabilities = torch.tensor([[0.6, 0.4], [0.1, 0.9], [0.3, 0.7], [0.8, 0.2]])
     assert predict.mistakes(probabilities, torch.tensor([1, 0, 1, 1])) == [1, 3, 0]
+
+
+def write_layout(folder, layout):
+    """Three classes named 8, 9, 10 and what else the layout asks for, lossless."""
+    demo = data.load("demo")
+    three = [demo.images[(demo.labels == k)] for k in range(3)]
+    parts = {"train": slice(0, 12), "val": slice(12, 16), "test": slice(16, 20)}
+    if layout == "alone":
+        parts = {"": slice(0, 16), "test": slice(16, 20)}
+    for part, some in parts.items():
+        rows = []
+        for k, name in enumerate(("8", "9", "10")):
+            inner = {"tiny": f"{name}/images" if part == "train" else "images"}.get(layout, name)
+            path = folder / part / inner
+            path.mkdir(parents=True, exist_ok=True)
+            for i, image in enumerate(three[k][some]):
+                save_picture(image, path / f"{name}_{i}.png")
+                rows.append(f"{name}_{i}.png\t{name}\t0\t0\t9\t9\n")
+        if layout == "tiny" and part == "val":
+            (folder / "val" / "val_annotations.txt").write_text("".join(rows))
+    return folder
+
+
+def test_the_homework_as_users_have_it_trains_and_predicts_with_the_right_names(here):
+    """Doubled folders, a BOM, CRLF, another header, ids without suffix, in an archive."""
+    source = write_homework(here / "deep" / "er", header="file,label")
+    for part in ("trainval", "test"):
+        shutil.move(source / part, here / part)
+        shutil.move(here / part, source / part / part)
+    text = (source / "labels.csv").read_text().replace(".png", "").replace("\n", "\r\n")
+    (source / "labels.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    shutil.make_archive("x", "xztar", here / "deep")
+    train.main(["--data", "x.tar.xz", "--model", TINY, "--epochs", "1", "--batch-size", "16"])
+    predict.main(["ckpt.pt"])
+    rows = table(here / "submission.csv")
+    assert rows[0] == ["file", "label"] and {answer for _, answer in rows[1:]} <= {"8", "9", "10"}
+    assert [name for name, _ in rows[1:]] == [f"test_{i:05d}" for i in range(9)]
+
+
+@pytest.mark.parametrize("layout", ["tiny", "split", "alone"])
+def test_each_layout_trains_and_predicts_with_the_right_names(here, capsys, layout):
+    source = write_layout(here / "source", layout)
+    train.main(["--data", str(source), "--model", TINY, "--epochs", "1", "--batch-size", "16"])
+    predict.main(["ckpt.pt"])
+    rows = table(here / "submission.csv")[1:]
+    assert len(rows) == 12 and {answer for _, answer in rows} <= {"8", "9", "10"}
+    sorted_by_class = {f"{name}/{name}_{i}.png" for name in (8, 9, 10) for i in range(4)}
+    names = {name.split("/")[1] for name in sorted_by_class} if layout == "tiny" else None
+    assert {name for name, _ in rows} == (names or sorted_by_class)
+    capsys.readouterr()
+    predict.main(["ckpt.pt", "--score"])
+    said = capsys.readouterr().out
+    accuracy = float(table(here / "log.csv")[-1][5])
+    assert f"validation: accuracy {accuracy:.4f}" in said
+    if layout != "tiny":  # whose test part has no answers
+        right = sum(name.split("/")[0] == answer for name, answer in rows) / len(rows)
+        assert f"test: accuracy {right:.4f} on 12 pictures" in said
+
+
+def test_the_same_files_answer_the_same_in_training_a_folder_a_zip_and_one_by_one(
+    here, capsys, monkeypatch
+):
+    """Validation pictures as JPEG of another size, some of them odd ones."""
+    source = write_layout(here / "source", "split")
+    pictures = sorted((source / "val").rglob("*.png"))
+    for path in pictures:
+        with Image.open(path) as image:
+            image.resize((24, 20)).save(path.with_suffix(".jpg"))
+        path.unlink()
+    odd = sorted((source / "val").rglob("*.jpg"))
+    with Image.open(odd[0]) as image:
+        image.convert("CMYK").save(odd[0])
+    with Image.open(odd[5]) as image:
+        exif = Image.Exif()
+        exif[0x0112] = 8
+        image.save(odd[5], exif=exif)
+    seen, logits = [], predict.logits
+    monkeypatch.setattr(
+        predict, "logits", lambda *a, **k: seen.append(logits(*a, **k).softmax(1)) or seen[-1].log()
+    )
+    flags = ["--epochs", "1", "--batch-size", "16", "--lr", "0.01"]
+    train.main(["--data", str(source), "--model", TINY, *flags])
+    in_training = dict(zip(data.load(source).ids[-12:], seen[-1]))
+    shutil.make_archive("val", "zip", source, "val")
+    for place, named in ((source / "val", "val/"), (here / "val.zip", "")):
+        images, names = data.load_pictures(place, 16)
+        network, _ = models.load_checkpoint("ckpt.pt")
+        for name, answer in zip(names, predict.predict([network], images)):
+            # to rounding: weights lie otherwise in memory while training
+            assert torch.allclose(answer, in_training[named + name], atol=1e-5), name
+    for name, expected in in_training.items():
+        capsys.readouterr()
+        predict.main(["ckpt.pt", "--data", str(source / name)])
+        lines = capsys.readouterr().out.splitlines()[1:]
+        shares = {line.split()[1]: float(line.split()[0].rstrip("%")) / 100 for line in lines}
+        assert shares == pytest.approx(dict(zip(["8", "9", "10"], expected.tolist())), abs=6e-4)
+
+
+def test_confusions_are_drawn_as_a_matrix_or_as_the_commonest_pairs():
+    labels, answers = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 1, 1, 1, 1, 0])
+    images = torch.arange(6).view(6, 1, 1, 1).expand(6, 3, 16, 16).to(torch.uint8) * 30
+    matrix, what = predict.draw_confusions(images, labels, answers, ["a", "b", "c"])
+    colours = {colour for _, colour in matrix.getcolors(10_000)}
+    assert what == "what is taken for what" and (0, 0x72, 0xB2) in colours  # all of b is right
+    assert (0xD5, 0x5E, 0) in colours  # all of c is wrong
+    many = [f"class {k}" for k in range(21)]
+    pairs, what = predict.draw_confusions(images, labels, answers, many)
+    colours = {colour for _, colour in pairs.getcolors(10_000)}
+    assert "commonest" in what
+    for i in range(5):  # what was taken for b, and for a, beside all that is b or a
+        assert (i * 30,) * 3 in colours
+
+
+def test_runs_are_compared_in_a_table_and_a_picture(trained, here, capsys):
+    source, out = trained
+    log = (out / "log.csv").read_text().splitlines()
+    for name in ("other", "one-epoch", "final"):
+        (here / name).mkdir()
+    better = log[1].split(",")
+    better[5] = "0.9999"
+    (here / "other" / "log.csv").write_text("\n".join([*log, ",".join(["3", *better[1:]])]))
+    (here / "one-epoch" / "log.csv").write_text("\n".join(log[:2]))
+    (here / "final" / "log.csv").write_text(
+        "\n".join([log[0], "1,0.1,2.3,0.1,,,50,3"])  # --val 0
+    )
+    capsys.readouterr()
+    predict.main(["--compare", str(out / "ckpt.pt"), "other", "one-epoch"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:4] == ["0.9999", "0.9999", "3", "3"] and lines[1].endswith("other")
+    with Image.open(here / "compare.png") as picture:
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(100_000)}
+    assert {(0, 0x72, 0xB2), (0xD5, 0x5E, 0), (0, 0x9E, 0x73)} <= colours
+    refused(capsys, ["--compare", "other", "nowhere"], "nowhere holds no log.csv of a run")
+    refused(capsys, ["--compare", "other", "final"], "final holds no log.csv of a run")
+    (here / "other" / "log.csv").write_text("epoch,val_acc\n1,x\n")
+    refused(capsys, ["--compare", "other"], "other holds no log.csv of a run")
 
 
 def refused(capsys, argv, *words):
