@@ -484,8 +484,8 @@ FLAGS = [
      f"=S is a strength, :P a probability; clean, {', '.join(augment.AUGMENTATIONS)}"),
     ("data", "--size", "S", data.SIDE, "", "resize pictures to S x S pixels (default: their own)"),
     ("data", "--limit", "N", SEVERAL, "", "at most N labelled pictures, of all classes alike"),
-    ("data", "--grow", "S", data.SIDE, "", "begin with pictures of S pixels and end with their own, in "
-     "three equally long parts"),
+    ("data", "--grow", "S", data.SIDE, "", "begin with pictures of S pixels and end with "
+     "their own, in three equally long parts"),
     ("data", "--mixup", "ALPHA", DECAY, "", "mix pictures in pairs"),
     ("data", "--cutmix", "ALPHA", DECAY, "", "paste a part of a picture into another"),
     ("model", "--model", "NAME", str, "F1 to F7",
