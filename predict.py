@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 
 import torch
@@ -199,9 +199,14 @@ def stop_signals():
             signal.signal(number, handler)
 
 
-def one_voice():
-    """A context in which of several processes only the first prints."""
-    return redirect_stdout(io.StringIO()) if processes()[0] else nullcontext()
+def one_voice(folder):
+    """A context in which of several processes only the first prints, and no other run writes to a
+    folder, which is claimed at once: ValueError where one does.
+    """
+    with ExitStack() as stack:
+        quiet = processes()[0] and redirect_stdout(io.StringIO())
+        stack.enter_context(quiet or data.claimed(folder))
+        return stack.pop_all()
 
 
 def explained(error):
@@ -269,6 +274,47 @@ def predict(networks, images, views=1, precision=None):
             total = total + answers.softmax(1).cpu()
     progress.close()
     return total / (len(networks) * views)
+
+
+# ---------------------------------------------------------------- what a checkpoint holds
+
+
+def load_run(path, device="cpu"):
+    """models.load_checkpoint; a ValueError also where what scoring or resuming takes is unsound."""
+    network, it = models.load_checkpoint(path, device)
+    run, rows, logged = it["args"], it["log"], ("epoch", "lr", "train_loss", "train_acc")
+    try:
+        sound = (
+            {*map(type, run.values())} <= {str, int, float, bool, type(None)}
+            and (run["val"] is None or 0 <= run["val"] < 1)
+            and 0 <= run["seed"] < 2**63 and (run["limit"] or 2) > 1
+            and data.SMALLEST <= it["size"] <= data.LARGEST and len(rows) == it["epoch"]
+            and all(0 <= row[key] < 1e99 for row in rows for key in logged)
+            and all(x == "" or type(x) in (int, float) for row in rows for x in row.values())
+        )  # fmt: skip
+    except (KeyError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        raise ValueError(f"{path} is not a checkpoint of this train.py: its args or log are wrong")
+    return network, it
+
+
+def fitting(ours, theirs):
+    """theirs, part of a checkpoint, if it is built as ours is; else ValueError.
+
+    Of dicts, entries that only one side has are ours alone: other versions of torch have others.
+    """
+    kinds = [float if isinstance(x, (int, float)) else type(x) for x in (ours, theirs)]
+    lengths = [x.shape if isinstance(x, torch.Tensor) else 0 for x in (ours, theirs)]
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        rest = {key: fitting(x, theirs.get(key, x)) for key, x in ours.items()}
+        return rest if theirs else {}
+    if isinstance(ours, (list, tuple)) and kinds[0] is kinds[1]:
+        lengths = len(ours), len(theirs)
+        theirs = kinds[0](map(fitting, ours, theirs))
+    if kinds[0] is not kinds[1] or lengths[0] != lengths[1]:
+        raise ValueError("ckpt.pt can't be resumed from: its state is of another kind of run")
+    return theirs
 
 
 # ---------------------------------------------------------------- submission, pictures
@@ -694,7 +740,7 @@ def main(argv=None):
         if args.out in args.checkpoints or Path(args.out or "").suffix in (".pt", ".png"):
             raise ValueError(f"--out {args.out} should be a table: name it .csv")
         device = choose_device()
-        loaded = [models.load_checkpoint(path, device) for path in args.checkpoints]
+        loaded = [load_run(path, device) for path in args.checkpoints]
         networks, checkpoints = zip(*loaded)
         for path, checkpoint in zip(args.checkpoints, checkpoints):
             if any(checkpoint[key] != checkpoints[0][key] for key in ("classes", "size")):
@@ -705,8 +751,11 @@ def main(argv=None):
             score(networks, checkpoints, args)
         else:
             submit(networks, checkpoints[0], args)
-    except (ValueError, OSError) as error:
-        print(f"predict.py: error: {error}", file=sys.stderr)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as of | head: what is printed from here on goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError, MemoryError) as error:
+        print(f"predict.py: error: {data.one_sentence(error)}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, (ValueError, FileNotFoundError)) else 1) from None
 
 

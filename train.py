@@ -126,6 +126,7 @@ class Run:
         dataset = dataset or data.load(args.data, args.size, args.limit, test=False)
         if checkpoint:
             data.require_same(dataset, checkpoint)
+        data.require_apart(self.out, dataset)
         train, val = data.parts(dataset, args.val, args.seed)
         if len(train) < 2 * self.world:
             raise ValueError(f"only {len(train)} left to train on: lower --val or raise --limit")
@@ -196,7 +197,14 @@ class Run:
         then, now = checkpoint["computed_on"], self.computed_on
         if then != now:
             print(f"computed on {then} until now and on {now} from here: the last bits will differ")
-        resume = checkpoint["resume"]
+        for weight in self.network.parameters():  # a step for nothing, to see what a state holds
+            weight.grad = torch.zeros_like(weight)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        resume = predict.fitting(self.state()["resume"], checkpoint["resume"])
+        same = (self.model, self.options) == (checkpoint["model"], checkpoint["options"])
+        if not same or not 0 <= resume["step"] <= min(len(self.batches), resume["totals"][2]):
+            raise ValueError("ckpt.pt can't be resumed from: its model or its step isn't the run's")
         self.network.load_state_dict(checkpoint["weights"])
         self.optimizer.load_state_dict(resume["optimizer"])
         for weight, state in self.optimizer.state.items():
@@ -206,7 +214,7 @@ class Run:
         if resume["scaler"]:  # none where the precision needs none
             self.scaler.load_state_dict(resume["scaler"])
         self.epoch, self.step = checkpoint["epoch"], resume["step"]
-        self.rate = resume.get("rate", self.rate)  # which checkpoints did not hold at first
+        self.rate = resume["rate"]
         self.totals = resume["totals"].to(self.device) * (self.rank == 0)
         self.rows = checkpoint["log"]
 
@@ -392,11 +400,11 @@ def fit(run):
             run.rows.append(
                 {key: float(f"{x:.6g}") if isinstance(x, float) else x for key, x in row.items()}
             )
-            print(predict.table_row(run.rows[-1]))
             if predict.best_row(run.rows) is run.rows[-1]:
                 save(run, "best.pt")
             write_log(run)
             save(run)
+            print(predict.table_row(run.rows[-1]))
             run.finishing = 1.5 * (time.monotonic() - begin)
     print(predict.summary(run))
 
@@ -408,7 +416,6 @@ def prepare_search(args):
     """The arguments of a search, or of the one that it goes on with, and the data."""
     out = Path(args.out)
     models.parse(args.model)  # before anything is moved aside
-    data.check_folder(out)
     resume = args.resume
     if resume:
         folders = sorted(out.glob("run-*/ckpt.pt"), key=lambda path: int(path.parent.name[4:]))
@@ -420,7 +427,6 @@ def prepare_search(args):
     if args.val == 0:
         raise ValueError("a search compares validation accuracies: --val should be above 0")
     dataset = data.load(args.data, args.size, args.limit, test=False)
-    out.mkdir(parents=True, exist_ok=True)
     if not resume:
         data.set_aside(out / "search.csv", out / "search.png", *sorted(out.glob("run-*")))
     return args, dataset
@@ -486,7 +492,7 @@ FLAGS = [
 ]  # fmt: skip
 
 
-def parse_args(argv=None):
+def parse_args(argv=None, script="train.py"):
     """The flags, completed from the recipe; args.given maps those that the user gave."""
     flags = []
     for group, flag, metavar, kind, section, text in FLAGS:
@@ -495,7 +501,7 @@ def parse_args(argv=None):
         text += f" [report {section}]" if section else ""
         flags.append((group, flag, metavar, kind, text))
     about = "Train a small-picture classifier from scratch: python train.py [flags]"
-    args = data.parse_flags("train.py", about, flags, argv)
+    args = data.parse_flags(script, about, flags, argv)
     given = {name: value for name, value in vars(args).items() if value is not None}
     defaults = {"out": ".", "seed": 0, **RECIPES[args.recipe or "report"]}
     if args.minutes and not args.epochs:
@@ -505,7 +511,7 @@ def parse_args(argv=None):
 
 def resumed_args(args, checkpoint):
     """The arguments of the run to be resumed; ValueError where a flag contradicts them."""
-    stored, given = checkpoint["args"], args.given
+    stored, given = dict(checkpoint["args"]), args.given
     for name, value in given.items():
         if name not in MAY_CHANGE and value != stored.get(name):
             flag = f"--{name.replace('_', '-')}"
@@ -513,9 +519,13 @@ def resumed_args(args, checkpoint):
                 f"{flag} {value} contradicts the run to be resumed, which has {stored.get(name)}: "
                 f"leave {flag} out, or start a new run without --resume"
             )
-    changed = dict(out=args.out, data=data.source_of(checkpoint, given.get("data")))
+    changed = dict(out=args.out, data=data.source_of(checkpoint, given.get("data")), given=given)
     changed.update(compile=args.compile, minutes=args.minutes or stored.get("minutes"))
-    return argparse.Namespace(**{"processes": 1, **stored, **changed}, given=given)
+    changed.update(processes=int(stored.pop("processes", 1) or 1))
+    # Read anew as flags, since anybody may have written them.
+    flags = ["--" + name.replace("_", "-") + ("" if x is True else f"={x}")
+             for name, x in stored.items() if x is not None and x is not False]  # fmt: skip
+    return argparse.Namespace(**{**vars(parse_args(flags, "train.py: ckpt.pt")), **changed})
 
 
 def to_resume(out):
@@ -523,13 +533,12 @@ def to_resume(out):
     if not (out / "ckpt.pt").is_file():
         hint = "; there is a search: give --search too" if any(out.glob("run-*")) else ""
         raise ValueError(f"nothing to resume: there is no ckpt.pt in {out}/{hint}")
-    return models.load_checkpoint(out / "ckpt.pt")[1]
+    return predict.load_run(out / "ckpt.pt")[1]
 
 
 def prepare(args, dataset=None, started=None):
     """Everything up to the first step: ValueError or OSError where a flag or the data is wrong."""
     out = Path(args.out)
-    data.check_folder(out)
     checkpoint = None
     if args.resume:
         checkpoint = to_resume(out)
@@ -545,7 +554,7 @@ def checked(function, *arguments):
     """function(*arguments); the process ends with status 2 where a flag or the data is wrong."""
     try:
         return function(*arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         fail(error, 2)
 
 
@@ -560,7 +569,8 @@ def main(argv=None, started=None):
     try:
         # The caller's settings and random numbers stay as they were.
         device = checked(predict.choose_device)
-        with torch.random.fork_rng(devices=gpus), predict.environment(device), predict.one_voice():
+        alone = functools.partial(checked, predict.one_voice, args.out)
+        with torch.random.fork_rng(devices=gpus), predict.environment(device), alone():
             if args.search:
                 args, dataset = checked(prepare_search, args)
                 seeds = range(args.seed, args.seed + args.search)
@@ -582,7 +592,7 @@ def main(argv=None, started=None):
 
 def fail(error, status, quiet=False):
     if not quiet:
-        print(f"train.py: error: {error}", file=sys.stderr)
+        print(f"train.py: error: {data.one_sentence(error)}", file=sys.stderr)
     raise SystemExit(status) from None
 
 
