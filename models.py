@@ -419,6 +419,7 @@ def load_checkpoint(path, device="cpu"):
         count, kinds = len({*it["classes"]}), {*map(type, it["classes"])}
         if not count == len(it["classes"]) == it["num_classes"] or kinds != {str}:
             raise ValueError("it has another number of classes than of class names")
+        it["weights"] = dict(it["weights"])  # without the attributes that tell torch how to load it
         if sum(w.nbytes for w in it["weights"].values()) > Path(path).stat().st_size:
             raise ValueError("its weights are larger than the file")
         named = (it["model"], it["num_classes"], it["mean"], it["std"])
