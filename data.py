@@ -842,7 +842,7 @@ def at_least(low):
 
 def one_sentence(text, most=10_000):
     """What may hold names or words of somebody else's file, as one line of printable characters."""
-    text = " ".join(str(text)[:most].split())
+    text = " ".join(word[:200] for word in str(text)[:most].split())
     return "".join(x if x.isprintable() else "?" for x in text)
 
 
