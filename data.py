@@ -28,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import Optional
 
 import numpy as np
@@ -214,12 +215,9 @@ class Files:
         # A run's folder, told by its log, holds pictures that are no data. A set, since a zip can
         # name a file twice.
         runs = {PurePosixPath(name).parent for name in found if f"/{name}".endswith("/log.csv")}
-        wanted = {
-            name
-            for name in found
-            if is_wanted(name) and not (is_picture(name) and PurePosixPath(name).parent in runs)
-        }
-        self.names = sorted(wanted, key=natural)
+        names = {name for name in found if is_wanted(name)}
+        names -= {name for name in names if is_picture(name) and PurePosixPath(name).parent in runs}
+        self.names = sorted(names, key=natural)
 
     def open_archive(self):
         most = max(4 * MOST_BYTES, 20 * self.path.stat().st_size)  # pictures are compressed already
@@ -235,8 +233,13 @@ class Files:
         progress = Progress(f"reading {self.path.name}")
         openers = {".gz": gzip.open, ".tgz": gzip.open, ".xz": lzma.open, ".txz": lzma.open}
         with openers.get(self.path.suffix.lower(), open)(self.path, "rb") as file:
-            stream = Limited(file, most)
-            with tarfile.open(fileobj=stream, mode="r|") as archive:
+
+            def read(size):  # what headers unpack to as well
+                if file.tell() > most:
+                    raise ValueError(TOO_MUCH)
+                return file.read(size)
+
+            with tarfile.open(fileobj=SimpleNamespace(read=read), mode="r|") as archive:
                 for member in archive:
                     name = member.name[2:] if member.name.startswith("./") else member.name
                     wanted = member.isreg() and not member.issparse() and is_wanted(name)
@@ -248,7 +251,7 @@ class Files:
                         if len(self.contents[name]) != member.size:
                             raise EOFError(f"it ends within {name}")
                         progress.add(1)
-            while stream.read(1 << 20):  # to the end, where the checksum is
+            while read(1 << 20):  # to the end, where the checksum is
                 pass
             if self.path.suffix.lower() == ".tar":  # no checksum, but it ends in zeros
                 file.seek(-512, os.SEEK_END)
@@ -267,20 +270,6 @@ class Files:
             return self.zip.read(name)
         except Exception as error:  # damaged, encrypted, or packed in a way unknown here
             raise ValueError(f"{name:.80} in {self.path} can't be read: {error!s:.80}") from error
-
-
-class Limited:
-    """A stream to be read that raises a ValueError behind so many bytes, whatever is unpacked."""
-
-    def __init__(self, stream, most):
-        self.stream, self.left = stream, most
-
-    def read(self, size):
-        content = self.stream.read(size)
-        self.left -= len(content)
-        if self.left < 0:
-            raise ValueError(TOO_MUCH)
-        return content
 
 
 def read_small(path):
@@ -381,9 +370,9 @@ def read_labels(content, name):
         for n, row in enumerate(rows, start=1):  # the first wrong one ends it, however many follow
             if any(cell.strip() for cell in row):
                 numbered.append((n, row := [cell.strip() for cell in row[:2]]))
-                if len(row) < 2 or not row[0] or not row[1]:
-                    shown = ",".join(row)[:80]
-                    raise ValueError(f"row {n} of {name} should be id,category: {shown}")
+                if len(row) < 2 or not all(row):
+                    row = ",".join(row)
+                    raise ValueError(f"row {n} of {name} should be id,category: {row:.80}")
                 path = PurePosixPath(row[0])
                 if path.is_absolute() or ".." in path.parts or "\\" in row[0]:
                     raise ValueError(f"row {n} of {name} reaches out of its folder: {row[0]:.80}")
@@ -567,16 +556,11 @@ def draw_demo(size, seed=0, train=36, val=20, test=20):
     labels = torch.arange(len(TEXTURES)).repeat(each)
     known = (train + val) * len(TEXTURES)
     return Dataset(
-        source="demo",
-        classes=list(TEXTURES),
-        labels=labels[:known],
-        ids=[f"demo_{i:04d}.png" for i in range(known)],
-        images=images[:known],
-        is_val=torch.arange(known) >= train * len(TEXTURES),
+        "demo", list(TEXTURES), labels[:known], [f"demo_{i:04d}.png" for i in range(known)],
+        images[:known], is_val=torch.arange(known) >= train * len(TEXTURES),
         test_ids=[f"test_{i:04d}.png" for i in range(len(images) - known)],
-        test_images=images[known:],
-        test_labels=labels[known:],
-    )
+        test_images=images[known:], test_labels=labels[known:],
+    )  # fmt: skip
 
 
 def wave(x):
@@ -840,10 +824,10 @@ def at_least(low):
     return number(int, f"a whole number, {low} or more", lambda x: x >= low)
 
 
-def one_sentence(text, most=10_000):
+def one_sentence(text):
     """What may hold names or words of somebody else's file, as one line of printable characters."""
-    text = " ".join(word[:200] for word in str(text)[:most].split())
-    return "".join(x if x.isprintable() else "?" for x in text)
+    words = " ".join(word[:200] for word in str(text)[:10_000].split())
+    return "".join(x if x.isprintable() else "?" for x in words)
 
 
 def listed(items, most=5, width=60):
@@ -884,7 +868,7 @@ def write_file(path, write):
     """Have write(buffer) give a file's content; write it beside path, flush it, rename it to path.
 
     So path holds either what it held before or all of the new content, whatever happens. OSError
-    in one sentence where it can't be written; torch.save to a full disk would raise another error.
+    where it can't be written, and never what torch.save makes of a full disk.
     """
     path, buffer = Path(path), io.BytesIO()
     write(buffer)
@@ -900,16 +884,14 @@ def write_file(path, write):
             temporary.unlink()
         if not isinstance(error, OSError):
             raise
-        kept = "; what it held before is kept" if path.is_file() else ""
-        raise OSError(f"{path} can't be written: {error.strerror or error}{kept}") from error
+        reason = f"{error.strerror or error}; what it held before, if anything, is kept"
+        raise OSError(f"{path} can't be written: {reason}") from error
 
 
 @contextmanager
 def claimed(folder):
-    """Keep a folder, which is made if need be, to one run; it is removed if nothing comes into it.
-
-    ValueError where it is a file, or where another run has it, told by a lock that ends with its
-    process, however that ends.
+    """Keep a folder to one run, by a lock that ends with the process, however that ends; it is made
+    if need be, and removed if nothing comes into it. ValueError where another run has it.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -933,9 +915,9 @@ def claimed(folder):
 
 def require_apart(folder, dataset):
     """ValueError where a run would write among its own pictures, and so change the data."""
-    holding = {Path(dataset.source, name).parent for name in dataset.files + dataset.test_files}
-    holding = {path.resolve() for path in holding | {Path(dataset.source)}}
-    if dataset.files and Path(folder).resolve() in holding:
+    names = [*dataset.files, *dataset.test_files, "labels.csv"]
+    holding = {Path(dataset.source, name).parent for name in names}
+    if dataset.files and Path(folder).resolve() in {path.resolve() for path in holding}:
         raise ValueError(f"--out {folder} holds the data itself: name another folder")
 
 

@@ -383,9 +383,8 @@ def build_model(name, num_classes, mean=(0, 0, 0), std=(1, 1, 1), **options):
 
 
 def check_archive(path):
-    """ValueError unless a file is as torch.save writes it: whole, not compressed, without code.
-
-    So it takes about as much memory as it is long; its pickle alone could take more, and is small.
+    """ValueError unless a file is as torch.save writes it: whole, not compressed, without code; so
+    it takes as much memory as it is long, but for its pickle, which may take more and is small.
     """
     known = r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage"
     with zipfile.ZipFile(path) as archive:
@@ -395,7 +394,7 @@ def check_archive(path):
         if packed or len(sizes) < len(archive.namelist()) or archive.testzip():
             raise ValueError("it is damaged, or packed otherwise")
         if sum(sizes.values()) > Path(path).stat().st_size or sizes[pickles[0].lower()] > 4 << 20:
-            raise ValueError("it would take more memory than a checkpoint does")
+            raise ValueError("it takes more memory than a checkpoint does")
         for code, name, _ in pickletools.genops(archive.read(pickles[0])):
             if code.name in ("GLOBAL", "STACK_GLOBAL") and not re.fullmatch(known, str(name)):
                 raise ValueError("it holds code")
@@ -408,8 +407,7 @@ def load_checkpoint(path, device="cpu"):
     where there is no such file, ValueError in one sentence where it isn't one of this project.
     """
     if not Path(path).is_file():
-        message = f"there is no checkpoint {path}; train.py writes ckpt.pt and best.pt"
-        raise FileNotFoundError(message)
+        raise FileNotFoundError(f"there is no checkpoint {path}: train.py writes ckpt.pt, best.pt")
     try:
         check_archive(path)
         it = torch.load(path, map_location=device, weights_only=True)

@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
 import torch
@@ -200,12 +200,10 @@ def stop_signals():
 
 
 def one_voice(folder):
-    """A context in which of several processes only the first prints, and no other run writes to a
-    folder, which is claimed at once: ValueError where one does.
-    """
+    """A context in which one process alone prints, and no other run writes to a folder."""
     with ExitStack() as stack:
-        quiet = processes()[0] and redirect_stdout(io.StringIO())
-        stack.enter_context(quiet or data.claimed(folder))
+        silence = processes()[0] and redirect_stdout(io.StringIO())
+        stack.enter_context(silence or data.claimed(folder))  # now, not in the with of the caller
         return stack.pop_all()
 
 
@@ -283,7 +281,8 @@ def load_run(path, device="cpu"):
     """models.load_checkpoint; a ValueError also where what scoring or resuming takes is unsound."""
     network, it = models.load_checkpoint(path, device)
     run, rows, logged = it["args"], it["log"], ("epoch", "lr", "train_loss", "train_acc")
-    try:
+    sound = False
+    with suppress(KeyError, TypeError, AttributeError):
         sound = (
             {*map(type, run.values())} <= {str, int, float, bool, type(None)}
             and (run["val"] is None or 0 <= run["val"] < 1)
@@ -292,29 +291,23 @@ def load_run(path, device="cpu"):
             and all(0 <= row[key] < 1e99 for row in rows for key in logged)
             and all(x == "" or type(x) in (int, float) for row in rows for x in row.values())
         )  # fmt: skip
-    except (KeyError, TypeError, AttributeError):
-        sound = False
     if not sound:
         raise ValueError(f"{path} is not a checkpoint of this train.py: its args or log are wrong")
     return network, it
 
 
 def fitting(ours, theirs):
-    """theirs, part of a checkpoint, if it is built as ours is; else ValueError.
-
-    Of dicts, entries that only one side has are ours alone: other versions of torch have others.
+    """theirs, of a checkpoint, if it is built as ours is, else ValueError. Of dicts, what one side
+    lacks is ours: other versions of torch have other entries.
     """
     kinds = [float if isinstance(x, (int, float)) else type(x) for x in (ours, theirs)]
-    lengths = [x.shape if isinstance(x, torch.Tensor) else 0 for x in (ours, theirs)]
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        rest = {key: fitting(x, theirs.get(key, x)) for key, x in ours.items()}
-        return rest if theirs else {}
-    if isinstance(ours, (list, tuple)) and kinds[0] is kinds[1]:
-        lengths = len(ours), len(theirs)
-        theirs = kinds[0](map(fitting, ours, theirs))
-    if kinds[0] is not kinds[1] or lengths[0] != lengths[1]:
+        both = {key: fitting(x, theirs.get(key, x)) for key, x in ours.items()}
+        return both if theirs else {}
+    fits = kinds[0] is kinds[1] and getattr(ours, "shape", 0) == getattr(theirs, "shape", 0)
+    if not fits or (isinstance(ours, (list, tuple)) and len(ours) != len(theirs)):
         raise ValueError("ckpt.pt can't be resumed from: its state is of another kind of run")
-    return theirs
+    return kinds[0](map(fitting, ours, theirs)) if isinstance(ours, (list, tuple)) else theirs
 
 
 # ---------------------------------------------------------------- submission, pictures

@@ -511,21 +511,21 @@ def parse_args(argv=None, script="train.py"):
 
 def resumed_args(args, checkpoint):
     """The arguments of the run to be resumed; ValueError where a flag contradicts them."""
-    stored, given = dict(checkpoint["args"]), args.given
+    stored, given = checkpoint["args"], args.given
+    flags = ["--" + name.replace("_", "-") + ("" if x is True else f"={x}")
+             for name, x in stored.items() if x is not None and name != "processes"]  # fmt: skip
+    again = parse_args(flags, "train.py: ckpt.pt")  # as if they were given: somebody may edit them
     for name, value in given.items():
-        if name not in MAY_CHANGE and value != stored.get(name):
+        if name not in MAY_CHANGE and value != getattr(again, name):
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(
                 f"{flag} {value} contradicts the run to be resumed, which has {stored.get(name)}: "
                 f"leave {flag} out, or start a new run without --resume"
             )
-    changed = dict(out=args.out, data=data.source_of(checkpoint, given.get("data")), given=given)
-    changed.update(compile=args.compile, minutes=args.minutes or stored.get("minutes"))
-    changed.update(processes=int(stored.pop("processes", 1) or 1))
-    # Read anew as flags, since anybody may have written them.
-    flags = ["--" + name.replace("_", "-") + ("" if x is True else f"={x}")
-             for name, x in stored.items() if x is not None and x is not False]  # fmt: skip
-    return argparse.Namespace(**{**vars(parse_args(flags, "train.py: ckpt.pt")), **changed})
+    vars(again).update(out=args.out, compile=args.compile, minutes=args.minutes or again.minutes)
+    vars(again).update(data=data.source_of(checkpoint, given.get("data")), given=given)
+    again.processes = int(stored.get("processes", 1))
+    return again
 
 
 def to_resume(out):
@@ -539,10 +539,8 @@ def to_resume(out):
 def prepare(args, dataset=None, started=None):
     """Everything up to the first step: ValueError or OSError where a flag or the data is wrong."""
     out = Path(args.out)
-    checkpoint = None
-    if args.resume:
-        checkpoint = to_resume(out)
-        args = resumed_args(args, checkpoint)
+    checkpoint = to_resume(out) if args.resume else None
+    args = resumed_args(args, checkpoint) if checkpoint else args
     run = Run(args, checkpoint, dataset, started)
     out.mkdir(parents=True, exist_ok=True)
     if not checkpoint and run.rank == 0:

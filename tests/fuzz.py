@@ -195,6 +195,7 @@ def read_one(path, read):
         return "read"
     except (ValueError, OSError) as error:
         line = data.one_sentence(error)
+        line = line.split("replace or remove them")[0]  # which names up to a hundred
         if len(line) > CHARACTERS:
             return f"{len(line)} characters: {line[:200]}"
         return "refused"

@@ -392,7 +392,7 @@ def test_on_a_full_disk_a_run_ends_in_a_sentence_and_can_be_resumed(
     with monkeypatch.context() as patch:
         patch.setattr(data, "write_file", limited)
         error = stopped(capsys, short_run(homework, tmp_path), 1)
-    assert f"{name} can't be written: File too large; what it held before is kept" in error
+    assert f"{name} can't be written: File too large; what it held before" in error
     assert models.load_checkpoint(tmp_path / "ckpt.pt")[1]["epoch"] == 1
     assert models.load_checkpoint(tmp_path / "best.pt")
     assert list(tmp_path.glob("*.tmp")) == []
