@@ -454,15 +454,11 @@ def load_cifar(name, size):
         parts.append((torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), part))
     (images, train), (test_images, test) = parts
     return Dataset(
-        source=name,
-        classes=list(train.classes),
-        labels=torch.tensor(train.targets),
-        ids=[f"train_{i}" for i in range(len(images))],
-        images=images,
-        test_ids=[f"test_{i}" for i in range(len(test_images))],
-        test_images=test_images,
+        name, list(train.classes), torch.tensor(train.targets),
+        ids=[f"train_{i}" for i in range(len(images))], images=images,
+        test_ids=[f"test_{i}" for i in range(len(test_images))], test_images=test_images,
         test_labels=torch.tensor(test.targets),
-    )
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- decoding
@@ -902,9 +898,10 @@ def claimed(folder):
     try:
         try:
             _ = fcntl and fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:  # of any other kind: a file system without locks
             busy = f"another run writes to {folder}: wait for its end, or name another --out"
-            raise ValueError(busy) from None
+            if isinstance(error, BlockingIOError):
+                raise ValueError(busy) from None
         yield
     finally:
         _ = fcntl and os.close(lock)

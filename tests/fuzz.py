@@ -8,12 +8,15 @@ through the network. A file is a good one with bytes flipped, cut, repeated, mov
 extremes; archives and checkpoints are also packed anew around such contents, so that checksums
 fit. Each is a function of (seed, kind, number), and is read or refused by a ValueError or OSError
 in one line of at most 400 characters, within 10 seconds and 2 GB, and writes nothing. Prints a line
-a kind; ends with status 1 if there was anything else.
+a kind; ends with status 1 if there was anything else. Then come bombs of full size (--kind bombs).
 """
 
 import argparse
 import contextlib
+import functools
+import gzip
 import io
+import lzma
 import os
 import random
 import resource
@@ -122,9 +125,6 @@ def bad_archive(kind):
         if chance.random() < 0.4:
             return damaged(chance, whole)
         if kind != "zip" and chance.random() < 0.5:  # the tar within the compression
-            import gzip
-            import lzma
-
             pack = {"tar": bytes, "tar.gz": gzip.compress, "tar.xz": lzma.compress}[kind]
             return pack(damaged(chance, packed("tar", files)))
         names = chance.sample(sorted(files), chance.randint(1, 3))
@@ -182,6 +182,71 @@ def bad_checkpoint(folder):
         predict.logits(network, torch.zeros(1, 3, it["size"], it["size"], dtype=torch.uint8))
 
     return "x.pt", make, read
+
+
+# ---------------------------------------------------------------- bombs, as large as they come
+
+
+def header(name, size=0, kind=tarfile.REGTYPE):
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    return member.tobuf()
+
+
+def zeros_in(pack, before=b"", count=10):
+    """A stream compressed in parts: each part's header, if any, and 100 MB of zeros."""
+    part = pack(before) + pack(bytes(100 << 20)) if before else pack(bytes(100 << 20))
+    return part * count
+
+
+def many_in_zip(count):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for i in range(count):
+            archive.writestr(zipfile.ZipInfo(f"a/{i}.png"), b"")
+    return buffer.getvalue()
+
+
+def zeros_in_zip():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with archive.open("a/1.png", "w") as file:
+            for _ in range(10):
+                file.write(bytes(100 << 20))
+    return buffer.getvalue()
+
+
+def zeros_in_checkpoint():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("x/data.pkl", b"")
+        with archive.open("x/data/0", "w") as file:
+            for _ in range(10):
+                file.write(bytes(100 << 20))
+    return buffer.getvalue()
+
+
+def table_of_commas():
+    return packed("zip", {"x/labels.csv": b"a,b\n" * (15 << 20), "x/trainval/1.png": picture()})
+
+
+BOMBS = {  # name of the file, its content, what reads it
+    "1 GB of zeros in a zip": ("x.zip", zeros_in_zip, data.load),
+    "1 GB of zeros in a tar.gz, as pictures": ("x.tar.gz", lambda: zeros_in(
+        functools.partial(gzip.compress, compresslevel=1), header("a/1.png", 100 << 20)), data.load),
+    "1 GB of zeros in a tar.gz, as something else": ("x.tar.gz", lambda: zeros_in(
+        functools.partial(gzip.compress, compresslevel=1), header("a/1.bin", 100 << 20)), data.load),
+    "1 GB of zeros in a tar.xz, as a header": ("x.tar.xz", lambda: lzma.compress(
+        header("a", 1 << 30, tarfile.XHDTYPE), preset=0) + zeros_in(
+        functools.partial(lzma.compress, preset=0)), data.load),
+    "a million empty files in a tar": (
+        "x.tar", lambda: header("a/1.png") * 1_000_000 + bytes(1024), data.load),
+    "a million links in a tar.gz": ("x.tar.gz", lambda: gzip.compress(
+        header("a/1.png", 0, tarfile.SYMTYPE) * 1_000_000, 1), data.load),
+    "a million empty files in a zip": ("x.zip", lambda: many_in_zip(1_000_000), data.load),
+    "a table of sixteen million rows": ("x.zip", table_of_commas, data.load),
+    "1 GB of zeros in a checkpoint": ("x.pt", zeros_in_checkpoint, predict.load_run),
+}  # fmt: skip
 
 
 # ---------------------------------------------------------------- reading them
@@ -267,6 +332,11 @@ def main():
     kinds["checkpoint"] = bad_checkpoint(folder)
     chosen = [kind for kind in kinds if args.kind in (None, kind)]
     good = [examine(kind, kinds[kind], args) for kind in chosen]
+    if args.kind in (None, "bombs"):
+        args.files = 1
+        for name, (file, content, read) in BOMBS.items():
+            bomb = content()
+            good.append(examine(name, (file, lambda chance: bomb, read), args))  # noqa: B023
     raise SystemExit(0 if all(good) else 1)
 
 
