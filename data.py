@@ -224,8 +224,8 @@ class Files:
         if self.path.name.lower().endswith(".zip"):
             self.zip = zipfile.ZipFile(self.path)
             entries = self.zip.infolist()
-            sizes = [entry.file_size for entry in entries if is_wanted(entry.filename)]
-            useless = len(entries) - len(sizes) + sizes.count(0)
+            sizes = [x.file_size for x in entries if x.file_size and is_wanted(x.filename)]
+            useless = len(entries) - len(sizes)
             if useless > MOST_USELESS or max(sizes, default=0) > MOST_BYTES or sum(sizes) > most:
                 raise ValueError(TOO_MUCH)
             return [entry.filename for entry in entries if not entry.is_dir()]
@@ -323,7 +323,7 @@ def homework_layout(files):
     test = pictures_below(files, "test", other="trainval")
     if not pictures:
         raise ValueError(f"{files.path} has {tables[0]} but no pictures in a folder trainval/")
-    columns, rows = read_labels(files.read(tables[0]), tables[0])
+    columns, rows = read_labels(files.read(tables[0]), tables[0], 2 * len(pictures) + 10_000)
     if not any(i in pictures for _, i, _ in rows):  # ids without suffix, in the submission as well
         pictures = without_suffix(pictures)
         test = without_suffix(test)
@@ -362,19 +362,20 @@ def pictures_below(files, folder, other):
     return found
 
 
-def read_labels(content, name):
-    """((id column, category column), [(row number, id, category)]) of a labels file."""
+def read_labels(content, name, most):
+    """((id column, category column), [(row number, id, category)]) of a file of `most` rows."""
     numbered = []
     try:
         rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
         for n, row in enumerate(rows, start=1):  # the first wrong one ends it, however many follow
+            if n > most:
+                raise ValueError(f"{name} has far more rows than there are pictures")
             if any(cell.strip() for cell in row):
                 numbered.append((n, row := [cell.strip() for cell in row[:2]]))
                 if len(row) < 2 or not all(row):
                     row = ",".join(row)
                     raise ValueError(f"row {n} of {name} should be id,category: {row:.80}")
-                path = PurePosixPath(row[0])
-                if path.is_absolute() or ".." in path.parts or "\\" in row[0]:
+                if row[0].startswith("/") or ".." in row[0].split("/") or "\\" in row[0]:
                     raise ValueError(f"row {n} of {name} reaches out of its folder: {row[0]:.80}")
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{name} is no table of ids and categories in UTF-8: {error}") from error
