@@ -537,8 +537,8 @@ def parse_args(argv=None, script="train.py"):
 def resumed_args(args, checkpoint):
     """The arguments of the run to be resumed; ValueError where a flag contradicts them."""
     stored, given = checkpoint["args"], args.given
-    flags = ["--" + name.replace("_", "-") + ("" if x is True else f"={x}")
-             for name, x in stored.items() if x is not None and name != "processes"]  # fmt: skip
+    kept = {k: v for k, v in stored.items() if v is not None and k not in ("processes", "resume")}
+    flags = [f"--{k.replace('_', '-')}" + ("" if v is True else f"={v}") for k, v in kept.items()]
     again = parse_args(flags, "train.py: ckpt.pt")  # as if they were given: somebody may edit them
     for name, value in given.items():
         if name not in MAY_CHANGE and value != getattr(again, name):
