@@ -188,7 +188,7 @@ RESUMED = {
     "momentum of words": lambda c: moved(c, "x"),
     "rates of words": lambda c: stored(
         c, optimizer={**c["resume"]["optimizer"], "param_groups": [{"lr": "x", "params": [0]}]}),
-    "a schedule of words": lambda c: stored(c, schedule={"T_max": "x", "step": 5}),
+    "a schedule of words": lambda c: stored(c, schedule={"last_epoch": "x", "step": 5}),
 }  # fmt: skip
 
 
