@@ -1084,17 +1084,20 @@ def claimed(folder):
         raise ValueError(f"--out {folder} is a file: name a folder")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY) if fcntl else None
+    handle = os.open(folder, os.O_RDONLY) if fcntl else None
     try:
-        try:
-            _ = fcntl and fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:  # of any other kind: a file system without locks
-            busy = f"another run writes to {folder}: wait for its end, or name another --out"
-            if isinstance(error, BlockingIOError):
+        if fcntl:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                busy = f"another run writes to {folder}: wait for its end, or name another --out"
                 raise ValueError(busy) from None
+            except OSError:  # a file system without locks
+                pass
         yield
     finally:
-        _ = fcntl and os.close(lock)
+        if fcntl:
+            os.close(handle)
         with suppress(OSError):  # the first folder that holds something ends it
             for path in made:
                 path.rmdir()

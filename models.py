@@ -427,23 +427,23 @@ def load_checkpoint(path, device="cpu"):
         raise FileNotFoundError(f"there is no checkpoint {path}: train.py writes ckpt.pt, best.pt")
     try:
         check_archive(path)
-        it = torch.load(path, map_location=device, weights_only=True)
-        wrong = [key for key, kind in FIELDS.items() if not isinstance(it.get(key), kind)]
-        if wrong or it["format"] != 1:  # the only one so far
+        saved = torch.load(path, map_location=device, weights_only=True)
+        wrong = [key for key, kind in FIELDS.items() if not isinstance(saved.get(key), kind)]
+        if wrong or saved["format"] != 1:  # the only one so far
             raise ValueError(f"it has no {', '.join(wrong) or 'format 1'}")
-        count, kinds = len({*it["classes"]}), {*map(type, it["classes"])}
-        if not count == len(it["classes"]) == it["num_classes"] or kinds != {str}:
+        count, kinds = len({*saved["classes"]}), {*map(type, saved["classes"])}
+        if not count == len(saved["classes"]) == saved["num_classes"] or kinds != {str}:
             raise ValueError("it has another number of classes than of class names")
-        it["weights"] = dict(it["weights"])  # without the attributes that tell torch how to load it
-        if sum(w.nbytes for w in it["weights"].values()) > Path(path).stat().st_size:
+        saved["weights"] = dict(saved["weights"])  # without a state dict's hints on loading it
+        if sum(w.nbytes for w in saved["weights"].values()) > Path(path).stat().st_size:
             raise ValueError("its weights are larger than the file")
-        named = (it["model"], it["num_classes"], it["mean"], it["std"])
+        named = (saved["model"], saved["num_classes"], saved["mean"], saved["std"])
         with torch.device("meta"):  # keys and shapes, before any memory is taken
-            build_model(*named, **it["options"]).load_state_dict(it["weights"], assign=True)
+            build_model(*named, **saved["options"]).load_state_dict(saved["weights"], assign=True)
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
-            network = build_model(*named, **it["options"])
-        network.load_state_dict(it["weights"])
+            network = build_model(*named, **saved["options"])
+        network.load_state_dict(saved["weights"])
     except Exception as error:  # whatever a damaged or hostile file makes its readers raise
         reason = str(error) if type(error) is ValueError else "it is damaged, or of another network"
         raise ValueError(f"{path} is not a checkpoint of this train.py: {reason:.200}") from error
-    return network.to(device).eval(), it
+    return network.to(device).eval(), saved

@@ -285,18 +285,18 @@ def predict(networks, images, views=1, precision=None):
 
 def load_run(path, device="cpu"):
     """models.load_checkpoint; a ValueError also where what scoring or resuming takes is unsound."""
-    network, it = models.load_checkpoint(path, device)
-    run, rows, logged = it["args"], it["log"], ("epoch", "lr", "train_loss", "train_acc")
+    network, saved = models.load_checkpoint(path, device)
+    run, rows, logged = saved["args"], saved["log"], ("epoch", "lr", "train_loss", "train_acc")
     with suppress(KeyError, TypeError, AttributeError):
         if (
             {*map(type, run.values())} <= {str, int, float, bool, type(None)}
             and (run["val"] is None or 0 <= run["val"] < 1)
             and 0 <= run["seed"] < 2**63 and (run["limit"] or 2) > 1
-            and data.SMALLEST <= it["size"] <= data.LARGEST and len(rows) == it["epoch"]
+            and data.SMALLEST <= saved["size"] <= data.LARGEST and len(rows) == saved["epoch"]
             and all(0 <= row[key] < 1e99 for row in rows for key in logged)
             and all(x == "" or type(x) in (int, float) for row in rows for x in row.values())
         ):  # fmt: skip
-            return network, it
+            return network, saved
     raise ValueError(f"{path} is not a checkpoint of this train.py: its args or log are wrong")
 
 
