@@ -22,7 +22,7 @@ import statistics
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
 import torch
@@ -208,10 +208,7 @@ def stop_signals():
 
 def one_voice(folder):
     """A context in which one process alone prints, and no other run writes to a folder."""
-    with ExitStack() as stack:
-        silence = processes()[0] and redirect_stdout(io.StringIO())
-        stack.enter_context(silence or data.claimed(folder))  # now, not in the with of the caller
-        return stack.pop_all()
+    return redirect_stdout(io.StringIO()) if processes()[0] else data.claimed(folder)
 
 
 # ---------------------------------------------------------------- inference
