@@ -1053,7 +1053,7 @@ class Progress:
 def write_file(path, write):
     """Have write(buffer) give a file's content; write it beside path, flush it, rename it to path.
 
-    So path holds either what it held before or all of the new content, whatever happens. OSError
+    So path holds either what it held before or all of the new content, whatever happens. Failed
     where it can't be written, and never what torch.save makes of a full disk.
     """
     path, buffer = Path(path), io.BytesIO()
