@@ -180,3 +180,9 @@ def test_what_is_wrong_with_a_command_is_said_in_a_sentence(tmp_path, capsys):
         with pytest.raises(SystemExit) as stop:
             reproduce.main([*argv, "--out", str(tmp_path), "--results", str(tmp_path)])
         assert stop.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_the_readme_shows_the_ledger_as_it_is():
+    table = (reproduce.HERE / "ledger-small.md").read_text()
+    assert table in (reproduce.HERE.parent / "README.md").read_text()
+    assert table.count("\n") == 2 + 28 and "not run" not in table
