@@ -23,12 +23,14 @@ import re
 import sys
 import tarfile
 import time
+import warnings
 import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import Optional
 
 import numpy as np
@@ -37,11 +39,22 @@ import torch.nn.functional as F
 import torchvision.transforms.v2 as transforms
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+try:
+    import fcntl
+except ImportError:  # Windows, where two runs at once are not noticed
+    fcntl = None
+
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
 ANNOTATIONS = "val_annotations.txt"  # Tiny ImageNet's own labels of its validation part
 CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # torchvision's folders
 SMALLEST, LARGEST = 16, 512  # sides in pixels: below, no network fits; above, it isn't small
+# What a stranger's files may take. Pillow has readers that start other programs: these don't.
+FORMATS = ["JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM"]
+MOST_PIXELS = 50_000_000  # in a picture: a large photograph
+MOST_BYTES = 64 << 20  # in a file: such a photograph, or a table of two million rows
+MOST_USELESS = 100_000  # entries of an archive that are empty, or neither picture nor table
+TOO_MUCH = "it unpacks to far more than pictures take"
 
 
 class Failed(Exception):
@@ -202,7 +215,7 @@ class Files:
             raise FileNotFoundError(
                 f"there is no {path}: --data takes a folder, an archive, {', '.join(CIFAR)} or demo"
             )
-        elif not self.path.name.lower().endswith(ARCHIVES):
+        elif not self.path.is_file() or not self.path.name.lower().endswith(ARCHIVES):
             raise ValueError(
                 f"{path} is no data set: expected a folder or one of {' '.join(ARCHIVES)}"
             )
@@ -210,38 +223,51 @@ class Files:
             try:
                 found = self.open_archive()
             except Exception as error:  # whatever a damaged archive makes its reader raise
-                raise ValueError(f"{path} can't be read as an archive: {error}") from error
+                raise ValueError(f"{path} can't be read as an archive: {error!s:.150}") from error
         # A run's folder, told by its log, holds pictures that are no data. A set, since a zip can
         # name a file twice.
         runs = {PurePosixPath(name).parent for name in found if f"/{name}".endswith("/log.csv")}
-        wanted = {
-            name
-            for name in found
-            if is_wanted(name) and not (is_picture(name) and PurePosixPath(name).parent in runs)
-        }
-        self.names = sorted(wanted, key=natural)
+        names = {name for name in found if is_wanted(name)}
+        names -= {name for name in names if is_picture(name) and PurePosixPath(name).parent in runs}
+        self.names = sorted(names, key=natural)
 
     def open_archive(self):
+        most = max(4 * MOST_BYTES, 20 * self.path.stat().st_size)  # pictures are compressed already
         if self.path.name.lower().endswith(".zip"):
             self.zip = zipfile.ZipFile(self.path)
-            return [entry.filename for entry in self.zip.infolist() if not entry.is_dir()]
-        self.contents = {}
+            entries = self.zip.infolist()
+            sizes = [x.file_size for x in entries if x.file_size and is_wanted(x.filename)]
+            useless = len(entries) - len(sizes)
+            if useless > MOST_USELESS or max(sizes, default=0) > MOST_BYTES or sum(sizes) > most:
+                raise ValueError(TOO_MUCH)
+            return [entry.filename for entry in entries if not entry.is_dir()]
+        self.contents, useless = {}, 0
         progress = Progress(f"reading {self.path.name}")
         openers = {".gz": gzip.open, ".tgz": gzip.open, ".xz": lzma.open, ".txz": lzma.open}
-        with openers.get(self.path.suffix.lower(), open)(self.path, "rb") as stream:
-            with tarfile.open(fileobj=stream, mode="r|") as archive:
+        with openers.get(self.path.suffix.lower(), open)(self.path, "rb") as file:
+
+            def read(size):  # what headers unpack to as well
+                if file.tell() > most:
+                    raise ValueError(TOO_MUCH)
+                return file.read(size)
+
+            with tarfile.open(fileobj=SimpleNamespace(read=read), mode="r|") as archive:
                 for member in archive:
                     name = member.name[2:] if member.name.startswith("./") else member.name
-                    if member.isreg() and is_wanted(name):
+                    wanted = member.isreg() and not member.issparse() and is_wanted(name)
+                    useless += not (wanted and member.size)
+                    if useless > MOST_USELESS or (wanted and member.size > MOST_BYTES):
+                        raise ValueError(TOO_MUCH)
+                    if wanted:
                         self.contents[name] = archive.extractfile(member).read()
                         if len(self.contents[name]) != member.size:
                             raise EOFError(f"it ends within {name}")
                         progress.add(1)
-            while stream.read(1 << 20):  # to the end, where the checksum is
+            while read(1 << 20):  # to the end, where the checksum is
                 pass
             if self.path.suffix.lower() == ".tar":  # no checksum, but it ends in zeros
-                stream.seek(-512, os.SEEK_END)
-                if any(stream.read()):
+                file.seek(-512, os.SEEK_END)
+                if any(file.read()):
                     raise EOFError("it is cut short")
         progress.close()
         return list(self.contents)
@@ -251,11 +277,18 @@ class Files:
         if self.contents is not None:
             return self.contents[name]
         if self.path.is_dir():
-            return (self.path / name).read_bytes()
+            return read_small(self.path / name)
         try:
             return self.zip.read(name)
         except Exception as error:  # damaged, encrypted, or packed in a way unknown here
-            raise ValueError(f"{name} in {self.path} can't be read: {error}") from error
+            raise ValueError(f"{name:.80} in {self.path} can't be read: {error!s:.80}") from error
+
+
+def read_small(path):
+    """The bytes of a file; ValueError where it may not end, or is larger than any picture here."""
+    if not path.is_file() or path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"{path} is no file of at most {MOST_BYTES:,} bytes")
+    return path.read_bytes()
 
 
 def is_wanted(name):
@@ -273,7 +306,7 @@ def is_picture(name):
 def natural(text):
     """A sort key under which 9 comes before 10."""
     parts = re.split(r"(\d+)", str(text))
-    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
+    return [(part.isdecimal(), int(part[:99]) if part.isdecimal() else 0, part) for part in parts]
 
 
 def describe(files):
@@ -303,7 +336,7 @@ def homework_layout(files):
     test = pictures_below(files, "test", other="trainval")
     if not pictures:
         raise ValueError(f"{files.path} has {tables[0]} but no pictures in a folder trainval/")
-    columns, rows = read_labels(files.read(tables[0]), tables[0])
+    columns, rows = read_labels(files.read(tables[0]), tables[0], 2 * len(pictures) + 10_000)
     if not any(i in pictures for _, i, _ in rows):  # ids without suffix, in the submission as well
         pictures = without_suffix(pictures)
         test = without_suffix(test)
@@ -342,26 +375,29 @@ def pictures_below(files, folder, other):
     return found
 
 
-def read_labels(content, name):
-    """((id column, category column), [(row number, id, category)]) of a labels file."""
+def read_labels(content, name, most):
+    """((id column, category column), [(row number, id, category)]) of a file of `most` rows."""
+    numbered = []
     try:
-        rows = list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True))
+        rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+        for n, row in enumerate(rows, start=1):  # the first wrong one ends it, however many follow
+            if n > most:
+                raise ValueError(f"{name} has far more rows than there are pictures")
+            if any(cell.strip() for cell in row):
+                numbered.append((n, row := [cell.strip() for cell in row[:2]]))
+                if len(row) < 2 or not all(row):
+                    row = ",".join(row)
+                    raise ValueError(f"row {n} of {name} should be id,category: {row:.80}")
+                if row[0].startswith("/") or ".." in row[0].split("/") or "\\" in row[0]:
+                    raise ValueError(f"row {n} of {name} reaches out of its folder: {row[0]:.80}")
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{name} is no table of ids and categories in UTF-8: {error}") from error
-    rows = [[cell.strip() for cell in row] for row in rows]
-    numbered = [(n, row) for n, row in enumerate(rows, start=1) if any(row)]
-    for n, row in numbered:
-        if len(row) < 2 or not row[0] or not row[1]:
-            raise ValueError(f"row {n} of {name} should be id,category: {','.join(row)[:80]}")
-        path = PurePosixPath(row[0])
-        if path.is_absolute() or ".." in path.parts or "\\" in row[0]:
-            raise ValueError(f"row {n} of {name} reaches out of its folder: {row[0][:80]}")
     if len(numbered) < 2:
         raise ValueError(f"{name} has no rows below its header")
     doubled = [i for i, count in Counter(row[0] for _, row in numbered[1:]).items() if count > 1]
     if doubled:
         raise ValueError(f"{name} has ids in several rows: {listed(doubled)}")
-    return tuple(numbered[0][1][:2]), [(n, row[0], row[1]) for n, row in numbered[1:]]
+    return tuple(numbered[0][1]), [(n, *row) for n, row in numbered[1:]]
 
 
 def tiny_imagenet_layout(files):
@@ -458,7 +494,7 @@ def load_pictures(path, size):
     """(images uint8 [N, 3, S, S], ids): the pictures of a folder or an archive, or one file."""
     path = Path(path)
     if is_picture(path.name) and path.is_file():
-        return decode(lambda name: path.read_bytes(), [path.name], size), [path.name]
+        return decode(lambda name: read_small(path), [path.name], size), [path.name]
     files = Files(path)
     names = [name for name in files.names if is_picture(name)]
     if not names:
@@ -480,18 +516,22 @@ def load_cifar(name, size):
         parts.append((torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), part))
     (images, train), (test_images, test) = parts
     return Dataset(
-        source=name,
-        classes=list(train.classes),
-        labels=torch.tensor(train.targets),
-        ids=[f"train_{i}" for i in range(len(images))],
-        images=images,
-        test_ids=[f"test_{i}" for i in range(len(test_images))],
-        test_images=test_images,
+        name, list(train.classes), torch.tensor(train.targets),
+        ids=[f"train_{i}" for i in range(len(images))], images=images,
+        test_ids=[f"test_{i}" for i in range(len(test_images))], test_images=test_images,
         test_labels=torch.tensor(test.targets),
-    )
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- decoding
+
+
+def opened(content):
+    """The Pillow picture in these bytes, not yet decoded; ValueError for one that is too large."""
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    if image.width * image.height > MOST_PIXELS:
+        raise ValueError(f"{image.width:,} x {image.height:,} pixels are too many")
+    return image
 
 
 def as_seen(image):
@@ -524,7 +564,7 @@ def picture_sizes(read, names, sample=1000):
     sizes = Counter()
     for name in names[:: max(1, len(names) // sample)]:
         try:
-            with Image.open(io.BytesIO(read(name))) as image:
+            with opened(read(name)) as image:
                 sizes[image.size] += 1
         except Exception:  # noqa: S112 - decode() lists all that can't be read
             continue
@@ -567,27 +607,27 @@ def decode(read, names, size):
     def decode_some(indices):
         for i in indices:
             try:
-                with Image.open(io.BytesIO(read(names[i]))) as image:
+                with opened(read(names[i])) as image:
                     images[i] = fit(image, size).transpose(2, 0, 1)
             except Exception as error:  # whatever a damaged file makes a decoder raise
-                reason = (
-                    "not a picture" if isinstance(error, Image.UnidentifiedImageError) else error
-                )
-                broken[i] = f"{names[i]} ({reason})"
+                unknown = isinstance(error, Image.UnidentifiedImageError)
+                broken[i] = f"{names[i]:.80} ({'not a picture' if unknown else error!s:.80})"
             progress.add(1)
 
     progress = Progress("decoding", len(names))
     chunks = [range(i, min(i + 250, len(names))) for i in range(0, len(names), 250)]
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        list(pool.map(decode_some, chunks))
+        with warnings.catch_warnings():  # Pillow's, of what is either decoded or reported below
+            warnings.simplefilter("ignore")
+            list(pool.map(decode_some, chunks))
     finally:
         pool.shutdown(cancel_futures=True)  # so that Ctrl-C doesn't wait for all the rest
     progress.close()
     if broken:
         raise ValueError(
             f"{len(broken)} of {len(names)} pictures can't be decoded; replace or remove them: "
-            f"{listed([broken[i] for i in sorted(broken)], most=100)}"
+            f"{listed([broken[i] for i in sorted(broken)], most=100, width=170)}"
         )
     return torch.from_numpy(images)
 
@@ -609,16 +649,11 @@ def draw_demo(size, seed=0, train=36, val=20, test=20):
     labels = torch.arange(len(TEXTURES)).repeat(each)
     known = (train + val) * len(TEXTURES)
     return Dataset(
-        source="demo",
-        classes=list(TEXTURES),
-        labels=labels[:known],
-        ids=[f"demo_{i:04d}.png" for i in range(known)],
-        images=images[:known],
-        is_val=torch.arange(known) >= train * len(TEXTURES),
+        "demo", list(TEXTURES), labels[:known], [f"demo_{i:04d}.png" for i in range(known)],
+        images[:known], is_val=torch.arange(known) >= train * len(TEXTURES),
         test_ids=[f"test_{i:04d}.png" for i in range(len(images) - known)],
-        test_images=images[known:],
-        test_labels=labels[known:],
-    )
+        test_images=images[known:], test_labels=labels[known:],
+    )  # fmt: skip
 
 
 def wave(x):
@@ -916,25 +951,29 @@ def sentences(script, quiet=False, interrupted="interrupted"):
     """
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:  # as of | head: what is printed from here on goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
     except (ValueError, OSError) as error:
         message, status = error, 2
     except Failed as error:
         message, status = None if quiet else error, 1
     except KeyboardInterrupt:
         message, status = interrupted, 1
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         message, status = explained(error), 1
     else:
         return
     if message:
-        print(f"{script}: error: {message}", file=sys.stderr)
+        print(f"{script}: error: {one_sentence(message)}", file=sys.stderr)
     raise SystemExit(status)
 
 
 def explained(error):
     """A sentence for what torch can only stumble over; other errors are raised again."""
     text = str(error).lower()
-    if "out of memory" in text or "can't allocate memory" in text:
+    if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", text):
         return "out of memory: try a smaller --batch-size, --size or network"
     if re.search("connection closed|reset by peer|timed out", text):
         return "another process of this run ended; --resume goes on after a finished epoch"
@@ -967,10 +1006,16 @@ SIDE = number(int, f"a whole number of pixels from {SMALLEST} to {LARGEST}",
               lambda x: SMALLEST <= x <= LARGEST)  # fmt: skip
 
 
-def listed(items, most=5):
+def one_sentence(text):
+    """What may hold names or words of somebody else's file, as one line of printable characters."""
+    words = " ".join(word[:200] for word in str(text)[:10_000].split())
+    return "".join(x if x.isprintable() else "?" for x in words)
+
+
+def listed(items, most=5, width=60):
     """'a, b, c and 7 more'"""
     more = f" and {len(items) - most:,} more" if len(items) > most else ""
-    return ", ".join(map(str, items[:most])) + more
+    return ", ".join(str(item)[:width] for item in items[:most]) + more
 
 
 class Progress:
@@ -1006,29 +1051,64 @@ class Progress:
 
 
 def write_file(path, write):
-    """Have write(file) fill a temporary file beside path, flush it, then rename it over path.
+    """Have write(buffer) give a file's content; write it beside path, flush it, rename it to path.
 
-    So path holds either what it held before or all of the new content, whatever happens.
+    So path holds either what it held before or all of the new content, whatever happens. Failed
+    where it can't be written, and never what torch.save makes of a full disk.
     """
-    path = Path(path)
+    path, buffer = Path(path), io.BytesIO()
+    write(buffer)
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
-            write(file)
+            file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise Failed(f"{path} can't be written: {error.strerror or error}") from error
-        raise
+        with suppress(OSError):
+            temporary.unlink()
+        if not isinstance(error, OSError):
+            raise
+        reason = f"{error.strerror or error}; what it held before, if anything, is kept"
+        raise Failed(f"{path} can't be written: {reason}") from error
 
 
-def check_folder(path):
-    """ValueError where no folder can be: before the work, not after it."""
-    if Path(path).exists() and not Path(path).is_dir():
-        raise ValueError(f"--out {path} is a file: name a folder")
+@contextmanager
+def claimed(folder):
+    """Keep a folder to one run, by a lock that ends with the process, however that ends; it is made
+    if need be, and removed if nothing comes into it. ValueError where another run has it.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {folder} is a file: name a folder")
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY) if fcntl else None
+    try:
+        if fcntl:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                busy = f"another run writes to {folder}: wait for its end, or name another --out"
+                raise ValueError(busy) from None
+            except OSError:  # a file system without locks
+                pass
+        yield
+    finally:
+        if fcntl:
+            os.close(handle)
+        with suppress(OSError):  # the first folder that holds something ends it
+            for path in made:
+                path.rmdir()
+
+
+def require_apart(folder, dataset):
+    """ValueError where a run would write among its own pictures, and so change the data."""
+    names = [*dataset.files, *dataset.test_files, "labels.csv"]
+    holding = {Path(dataset.source, name).parent for name in names}
+    if dataset.files and Path(folder).resolve() in {path.resolve() for path in holding}:
+        raise ValueError(f"--out {folder} holds the data itself: name another folder")
 
 
 def check_out(path):
@@ -1041,7 +1121,7 @@ def check_out(path):
 
 def set_aside(*paths):
     """Move what an earlier run left at these paths of one folder into earlier-1/, and say so."""
-    there = [path for path in map(Path, paths) if path.exists()]
+    there = [path for path in map(Path, paths) if os.path.lexists(path)]
     if there:
         number = 1
         while (aside := there[0].parent / f"earlier-{number}").exists():

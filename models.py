@@ -9,8 +9,9 @@ A new network is one class and one line in MODELS. Its options are the keyword a
 checkpoint stores. A network's first act is to normalise, so that its users need no statistics.
 """
 
-import ast
 import inspect
+import pickletools
+import re
 import zipfile
 from pathlib import Path
 
@@ -341,8 +342,11 @@ MODELS = dict(
 )  # fmt: skip
 
 # What each checkpoint holds; one to resume from has "resume" too (train.py's Run.state).
-FIELDS = """format model options num_classes classes size mean std weights args source fingerprint
-epoch log versions computed_on""".split()
+FIELDS = dict(
+    format=int, model=str, options=dict, num_classes=int, classes=list, size=int, mean=list,
+    std=list, weights=dict, args=dict, source=str, fingerprint=str, epoch=int, log=list,
+    versions=dict, computed_on=str,
+)  # fmt: skip
 
 
 def require(option, value, fits, expected):
@@ -356,42 +360,29 @@ def checked_options(name, options):
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; the models are {', '.join(MODELS)}")
     parameters = list(inspect.signature(MODELS[name]).parameters.values())[1:]
-    defaults = {parameter.name: parameter.default for parameter in parameters}
-    checked = {}
+    defaults, checked = {parameter.name: parameter.default for parameter in parameters}, {}
     for option, value in options.items():
         if option not in defaults:
-            known = ", ".join(f"{key}={default}" for key, default in defaults.items())
-            raise ValueError(
-                f"model {name} has no option {option!r}; it takes {known or 'no options'}"
-            )
-        kind = type(defaults[option])
-        kinds = (int, float) if kind is float else kind
-        if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
+            known = ", ".join(f"{key}={x}" for key, x in defaults.items()) or "no options"
+            raise ValueError(f"model {name} has no option {option!r}; it takes {known}")
+        kind = type(defaults[option])  # a stranger's list can be endless to print
+        text = str(value).lower() if isinstance(value, (str, int, float)) else "?"
+        try:
+            checked[option] = {"true": True, "false": False}[text] if kind is bool else kind(text)
+        except (KeyError, ValueError):
             wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
-            raise ValueError(f"option {option}={value} of model {name} should be {wanted}")
-        checked[option] = kind(value)
+            raise ValueError(f"option {option}={text} of {name} should be {wanted}") from None
     return checked
 
 
 def parse(spec):
     """'v14:groups=4,dropout=0.25' -> ('v14', {'groups': 4, 'dropout': 0.25}), both checked."""
-    name, _, rest = spec.partition(":")
-    options = {}
-    for item in filter(None, rest.split(",")):
-        option, _, text = item.partition("=")
-        options[option.strip()] = parse_value(text.strip())
+    name, _, rest = spec.replace(" ", "").partition(":")
+    options = dict(item.partition("=")[::2] for item in rest.split(",") if item)
     options = checked_options(name, options)
     with torch.device("meta"):  # no memory, no random numbers: just to see that the values fit
         build_model(name, 2, **options)
     return name, options
-
-
-def parse_value(text):
-    """The number or truth value that a text spells, else the text itself."""
-    try:
-        return ast.literal_eval(text.capitalize())
-    except (ValueError, SyntaxError):
-        return text
 
 
 def build_model(name, num_classes, mean=(0, 0, 0), std=(1, 1, 1), **options):
@@ -408,42 +399,51 @@ def build_model(name, num_classes, mean=(0, 0, 0), std=(1, 1, 1), **options):
     return network
 
 
+def check_archive(path):
+    """ValueError unless a file is as torch.save writes it: whole, not compressed, without code; so
+    it takes as much memory as it is long, but for its pickle, which may take more and is small.
+    """
+    known = r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage"
+    with zipfile.ZipFile(path) as archive:
+        sizes = {x.filename.lower(): x.file_size for x in archive.infolist()}  # torch ignores case
+        pickles = [name for name in archive.namelist() if name.lower().endswith("data.pkl")]
+        packed = any(x.compress_type for x in archive.infolist()) or len(pickles) != 1
+        if packed or len(sizes) < len(archive.namelist()) or archive.testzip():
+            raise ValueError("it is damaged, or packed otherwise")
+        if sum(sizes.values()) > Path(path).stat().st_size or sizes[pickles[0].lower()] > 4 << 20:
+            raise ValueError("it takes more memory than a checkpoint does")
+        for code, name, _ in pickletools.genops(archive.read(pickles[0])):
+            if code.name in ("GLOBAL", "STACK_GLOBAL") and not re.fullmatch(known, str(name)):
+                raise ValueError("it holds code")
+
+
 def load_checkpoint(path, device="cpu"):
     """(the network in eval mode on `device`, the checkpoint's dict) from a file of train.py.
 
-    Nothing in the file is executed: torch.load with weights_only. FileNotFoundError where there is
-    no such file, ValueError in one sentence where it is not a checkpoint of this project.
+    Nothing in the file is executed, and little more memory taken than it is long. FileNotFoundError
+    where there is no such file, ValueError in one sentence where it isn't one of this project.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"there is no checkpoint {path}; train.py writes ckpt.pt and best.pt"
-        )
-    if not zipfile.is_zipfile(path):
-        raise ValueError(
-            f"{path} is not a checkpoint: not a file that torch.save wrote, or cut short"
-        )
+        raise FileNotFoundError(f"there is no checkpoint {path}: train.py writes ckpt.pt, best.pt")
     try:
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():
-                raise ValueError(f"{damaged} is damaged")
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # whatever a damaged or hostile file makes torch raise
-        reason = "it holds code" if "weights_only" in str(error) else "it can't be read"
-        raise ValueError(f"{path} is not a checkpoint of train.py: {reason}") from error
-    missing = [key for key in FIELDS if not isinstance(checkpoint, dict) or key not in checkpoint]
-    if missing or checkpoint["format"] != 1:  # the only one so far
-        lacks = f"it has no {', '.join(missing)}" if missing else "its format is not 1"
-        raise ValueError(f"{path} is not a checkpoint of this train.py: {lacks}")
-    try:
-        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
-            network = build_model(
-                *(checkpoint[key] for key in ("model", "num_classes", "mean", "std")),
-                **checkpoint["options"],
-            )
-        network.load_state_dict(checkpoint["weights"])
-        if len(checkpoint["classes"]) != checkpoint["num_classes"]:
+        check_archive(path)
+        saved = torch.load(path, map_location=device, weights_only=True)
+        wrong = [key for key, kind in FIELDS.items() if not isinstance(saved.get(key), kind)]
+        if wrong or saved["format"] != 1:  # the only one so far
+            raise ValueError(f"it has no {', '.join(wrong) or 'format 1'}")
+        count, kinds = len({*saved["classes"]}), {*map(type, saved["classes"])}
+        if not count == len(saved["classes"]) == saved["num_classes"] or kinds != {str}:
             raise ValueError("it has another number of classes than of class names")
-    except (TypeError, AttributeError, RuntimeError, ValueError) as error:
-        first_line = str(error).splitlines()[0]
-        raise ValueError(f"{path} holds no network of models.py: {first_line}") from error
-    return network.to(device).eval(), checkpoint
+        saved["weights"] = dict(saved["weights"])  # without a state dict's hints on loading it
+        if sum(w.nbytes for w in saved["weights"].values()) > Path(path).stat().st_size:
+            raise ValueError("its weights are larger than the file")
+        named = (saved["model"], saved["num_classes"], saved["mean"], saved["std"])
+        with torch.device("meta"):  # keys and shapes, before any memory is taken
+            build_model(*named, **saved["options"]).load_state_dict(saved["weights"], assign=True)
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+            network = build_model(*named, **saved["options"])
+        network.load_state_dict(saved["weights"])
+    except Exception as error:  # whatever a damaged or hostile file makes its readers raise
+        reason = str(error) if type(error) is ValueError else "it is damaged, or of another network"
+        raise ValueError(f"{path} is not a checkpoint of this train.py: {reason:.200}") from error
+    return network.to(device).eval(), saved

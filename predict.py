@@ -22,7 +22,7 @@ import statistics
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
 import torch
@@ -206,9 +206,9 @@ def stop_signals():
             signal.signal(number, handler)
 
 
-def one_voice():
-    """A context in which of several processes only the first prints."""
-    return redirect_stdout(io.StringIO()) if processes()[0] else nullcontext()
+def one_voice(folder):
+    """A context in which one process alone prints, and no other run writes to a folder."""
+    return redirect_stdout(io.StringIO()) if processes()[0] else data.claimed(folder)
 
 
 # ---------------------------------------------------------------- inference
@@ -275,6 +275,40 @@ def predict(networks, images, views=1, precision=None):
             total = total + answers.softmax(1).cpu()
     progress.close()
     return total / (len(networks) * views)
+
+
+# ---------------------------------------------------------------- what a checkpoint holds
+
+
+def load_run(path, device="cpu"):
+    """models.load_checkpoint; a ValueError also where what scoring or resuming takes is unsound."""
+    network, saved = models.load_checkpoint(path, device)
+    run, rows, logged = saved["args"], saved["log"], ("epoch", "lr", "train_loss", "train_acc")
+    with suppress(KeyError, TypeError, AttributeError):
+        if (
+            {*map(type, run.values())} <= {str, int, float, bool, type(None)}
+            and (run["val"] is None or 0 <= run["val"] < 1)
+            and 0 <= run["seed"] < 2**63 and (run["limit"] or 2) > 1
+            and data.SMALLEST <= saved["size"] <= data.LARGEST and len(rows) == saved["epoch"]
+            and all(0 <= row[key] < 1e99 for row in rows for key in logged)
+            and all(x == "" or type(x) in (int, float) for row in rows for x in row.values())
+        ):  # fmt: skip
+            return network, saved
+    raise ValueError(f"{path} is not a checkpoint of this train.py: its args or log are wrong")
+
+
+def fitting(ours, theirs):
+    """theirs, of a checkpoint, if it is built as ours is, else ValueError. Of dicts, what one side
+    lacks is ours: other versions of torch have other entries.
+    """
+    kinds = [float if isinstance(x, (int, float)) else type(x) for x in (ours, theirs)]
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        both = {key: fitting(x, theirs.get(key, x)) for key, x in ours.items()}
+        return both if theirs else {}
+    fits = kinds[0] is kinds[1] and getattr(ours, "shape", 0) == getattr(theirs, "shape", 0)
+    if not fits or (isinstance(ours, (list, tuple)) and len(ours) != len(theirs)):
+        raise ValueError("ckpt.pt can't be resumed from: its state is of another kind of run")
+    return kinds[0](map(fitting, ours, theirs)) if isinstance(ours, (list, tuple)) else theirs
 
 
 # ---------------------------------------------------------------- submission, pictures
@@ -503,6 +537,7 @@ def print_start(run):
     )
     if run.epoch or run.step:
         print(f"resumed after epoch {run.epoch} and {run.step} steps")
+    print(HEADER)
 
 
 def show_progress(run, progress, first):
@@ -837,7 +872,7 @@ def main(argv=None):
         if args.out in args.checkpoints or Path(args.out or "").suffix in (".pt", ".png"):
             raise ValueError(f"--out {args.out} should be a table: name it .csv")
         device = choose_device()
-        loaded = [models.load_checkpoint(path, device) for path in args.checkpoints]
+        loaded = [load_run(path, device) for path in args.checkpoints]
         networks, checkpoints = zip(*loaded)
         for path, checkpoint in zip(args.checkpoints, checkpoints):
             if any(checkpoint[key] != checkpoints[0][key] for key in ("classes", "size")):

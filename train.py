@@ -152,6 +152,7 @@ class Run:
         dataset = dataset or data.load(args.data, args.size, args.limit, test=False)
         if checkpoint:
             data.require_same(dataset, checkpoint)
+        data.require_apart(self.out, dataset)
         train, val = data.parts(dataset, args.val, args.seed)
         if len(train) < 2 * self.world:
             raise ValueError(f"only {len(train)} left to train on: lower --val or raise --limit")
@@ -227,7 +228,14 @@ class Run:
         then, now = checkpoint["computed_on"], self.computed_on
         if then != now:
             print(f"computed on {then} until now and on {now} from here: the last bits will differ")
-        resume = checkpoint["resume"]
+        for weight in self.network.parameters():  # a step for nothing, to see what a state holds
+            weight.grad = torch.zeros_like(weight)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        resume = predict.fitting(self.state()["resume"], checkpoint["resume"])
+        other = (self.model, self.options) != (checkpoint["model"], checkpoint["options"])
+        if other or not 0 <= resume["step"] <= min(len(self.batches), resume["totals"][2]):
+            raise ValueError("ckpt.pt can't be resumed from: its model or its step isn't the run's")
         self.network.load_state_dict(checkpoint["weights"])
         self.optimizer.load_state_dict(resume["optimizer"])
         for weight, state in self.optimizer.state.items():
@@ -236,10 +244,9 @@ class Run:
         self.schedule.load_state_dict({**self.schedule.state_dict(), **resume["schedule"]})
         if resume["scaler"]:  # none where the precision needs none
             self.scaler.load_state_dict(resume["scaler"])
-        self.epoch, self.step = checkpoint["epoch"], resume["step"]
-        self.rate = resume.get("rate", self.rate)  # which checkpoints did not hold at first
+        self.epoch, self.rows = checkpoint["epoch"], checkpoint["log"]
+        self.step, self.rate = resume["step"], resume["rate"]
         self.totals = resume["totals"].to(self.device) * (self.rank == 0)
-        self.rows = checkpoint["log"]
 
 
 # ---------------------------------------------------------------- what a run writes
@@ -377,8 +384,7 @@ def finish_epoch(run):
             torch.distributed.broadcast(buffer, 0)
     row = dict(epoch=run.epoch + 1, lr=run.rate, train_loss=loss / count)
     row.update(train_acc=right / count, val_loss="", val_acc="")
-    # At another side than that of the moment a network does worse.
-    side = data.side_at(run.sides, run.done(run.step))
+    side = data.side_at(run.sides, run.done(run.step))  # at another a network does worse
     if run.val_count:
         sums = predict.evaluate(run.network, run.val_images, run.val_labels, run.precision, side)
         loss, right = predict.over_all(sums.to(run.device)).tolist()
@@ -392,7 +398,7 @@ def finish_epoch(run):
 
 def fit(run):
     """Train to the last epoch, writing after each: best.pt, log.csv, curves.png, ckpt.pt last."""
-    print(predict.HEADER)
+    predict.print_start(run)
     if run.rows:  # resumed: cut the log back to what the checkpoint knows
         write_log(run)
     with predict.stop_signals() as stop, warnings.catch_warnings():
@@ -417,11 +423,11 @@ def fit(run):
             run.rows.append(
                 {key: float(f"{x:.6g}") if isinstance(x, float) else x for key, x in row.items()}
             )
-            print(predict.table_row(run.rows[-1]))
             if predict.best_row(run.rows) is run.rows[-1]:
                 save(run, "best.pt")
             write_log(run)
             save(run)
+            print(predict.table_row(run.rows[-1]))
             run.finishing = 1.5 * (time.monotonic() - begin)
     print(predict.summary(run))
 
@@ -433,7 +439,6 @@ def prepare_search(args):
     """The arguments of a search, or of the one that it goes on with, and the data."""
     out = Path(args.out)
     models.parse(args.model)  # before anything is moved aside
-    data.check_folder(out)
     resume = args.resume
     if resume:
         folders = sorted(out.glob("run-*/ckpt.pt"), key=lambda path: int(path.parent.name[4:]))
@@ -445,7 +450,6 @@ def prepare_search(args):
     if args.val == 0:
         raise ValueError("a search compares validation accuracies: --val should be above 0")
     dataset = data.load(args.data, args.size, args.limit, test=False)
-    out.mkdir(parents=True, exist_ok=True)
     if not resume:
         data.set_aside(out / "search.csv", out / "search.png", *sorted(out.glob("run-*")))
     return args, dataset
@@ -513,7 +517,7 @@ FLAGS = [
 ]  # fmt: skip
 
 
-def parse_args(argv=None):
+def parse_args(argv=None, script="train.py"):
     """The flags, completed from the recipe; args.given maps those that the user gave."""
     flags = []
     for group, flag, metavar, kind, section, text in FLAGS:
@@ -522,7 +526,7 @@ def parse_args(argv=None):
         text += f" [report {section}]" if section else ""
         flags.append((group, flag, metavar, kind, text))
     about = "Train a small-picture classifier from scratch: python train.py [flags]"
-    args = data.parse_flags("train.py", about, flags, argv)
+    args = data.parse_flags(script, about, flags, argv)
     given = {name: value for name, value in vars(args).items() if value is not None}
     defaults = {**DEFAULTS, **RECIPES[args.recipe or "report"]}
     if args.minutes and not args.epochs:
@@ -533,16 +537,20 @@ def parse_args(argv=None):
 def resumed_args(args, checkpoint):
     """The arguments of the run to be resumed; ValueError where a flag contradicts them."""
     stored, given = checkpoint["args"], args.given
+    kept = {k: v for k, v in stored.items() if v is not None and k not in ("processes", "resume")}
+    flags = [f"--{k.replace('_', '-')}" + ("" if v is True else f"={v}") for k, v in kept.items()]
+    again = parse_args(flags, "train.py: ckpt.pt")  # as if they were given: somebody may edit them
     for name, value in given.items():
-        if name not in MAY_CHANGE and value != stored.get(name):
+        if name not in MAY_CHANGE and value != getattr(again, name):
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(
                 f"{flag} {value} contradicts the run to be resumed, which has {stored.get(name)}: "
                 f"leave {flag} out, or start a new run without --resume"
             )
-    changed = dict(out=args.out, data=data.source_of(checkpoint, given.get("data")))
-    changed.update(compile=args.compile, minutes=args.minutes or stored.get("minutes"))
-    return argparse.Namespace(**{**vars(args), "processes": 1, **stored, **changed})
+    again.data = data.source_of(checkpoint, given.get("data"))
+    again.minutes, again.processes = args.minutes or again.minutes, int(stored.get("processes", 1))
+    again.out, again.compile, again.given = args.out, args.compile, given
+    return again
 
 
 def to_resume(out):
@@ -550,17 +558,14 @@ def to_resume(out):
     if not (out / "ckpt.pt").is_file():
         hint = "; there is a search: give --search too" if any(out.glob("run-*")) else ""
         raise ValueError(f"nothing to resume: there is no ckpt.pt in {out}/{hint}")
-    return models.load_checkpoint(out / "ckpt.pt")[1]
+    return predict.load_run(out / "ckpt.pt")[1]
 
 
 def prepare(args, dataset=None, started=None):
     """Everything up to the first step: ValueError or OSError where a flag or the data is wrong."""
     out = Path(args.out)
-    data.check_folder(out)
-    checkpoint = None
-    if args.resume:
-        checkpoint = to_resume(out)
-        args = resumed_args(args, checkpoint)
+    checkpoint = to_resume(out) if args.resume else None
+    args = resumed_args(args, checkpoint) if checkpoint else args
     run = Run(args, checkpoint, dataset, started)
     out.mkdir(parents=True, exist_ok=True)
     if not checkpoint and run.rank == 0:
@@ -580,16 +585,14 @@ def main(argv=None, started=None):
         # The caller's settings and random numbers stay as they were.
         settings.enter_context(torch.random.fork_rng(range(torch.cuda.device_count())))
         settings.enter_context(predict.environment(predict.choose_device()))
-        settings.enter_context(predict.one_voice())
+        settings.enter_context(predict.one_voice(args.out))
         if args.search:
             args, dataset = prepare_search(args)
             seeds = range(args.seed, args.seed + args.search)
             one = functools.partial(search_run, args, dataset)
             predict.search(args.augment, seeds, Path(args.out), one)
         else:
-            run = prepare(args, None, started)
-            predict.print_start(run)
-            fit(run)
+            fit(prepare(args, None, started))
 
 
 if __name__ == "__main__":

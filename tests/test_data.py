@@ -1,5 +1,6 @@
 """Sources in every layout, the split, and the batches: what a network sees and what not."""
 
+import os
 import shutil
 import tarfile
 import zipfile
@@ -528,16 +529,16 @@ def test_the_clean_copy_is_clean():
     assert all(torch.equal(x, images[y].float() / 255) for x, y in batches.epoch(0))
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "x"
     data.write_file(path, lambda file: file.write(b"old"))
 
-    def fail(file):
-        file.write(b"new, but")
-        raise OSError("the disk is full")
+    def full(handle):
+        raise OSError(28, "No space left on device")
 
-    with pytest.raises(data.Failed, match="x can't be written: the disk is full"):
-        data.write_file(path, fail)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(data.Failed, match="x can't be written: No space left on device; what it"):
+        data.write_file(path, lambda file: file.write(b"new, but"))
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["x"]
 
 

@@ -150,13 +150,13 @@ def test_a_network_normalises_first():
         ("resnet17", "unknown model 'resnet17'; the models are resnet18, v2, v3"),
         ("v14:depth=3", "no option 'depth'; it takes groups=3, stem_kernel=5"),
         ("v14:groups=5", "groups=5 of the network should be 2, 3 or 4"),
-        ("v14:groups=2.5", "groups=2.5 of model v14 should be a whole number"),
-        ("v14:max_pool=1", "max_pool=1 of model v14 should be true or false"),
-        ("v14:groups=true", "groups=True of model v14 should be a whole number"),
+        ("v14:groups=2.5", "groups=2.5 of v14 should be a whole number"),
+        ("v14:max_pool=1", "max_pool=1 of v14 should be true or false"),
+        ("v14:groups=true", "groups=true of v14 should be a whole number"),
         ("v14:width=1000000000", "width=1000000000 of the network should be from 1 to 1024"),
-        ("v14:dropout=nan", "dropout=nan of model v14 should be a number"),
-        ("v14:dropout=much", "dropout=much of model v14 should be a number"),
-        ("v14:groups", "option groups= of model v14 should be a whole number"),
+        ("v14:dropout=nan", "dropout=nan of the network should be"),
+        ("v14:dropout=much", "dropout=much of v14 should be a number"),
+        ("v14:groups", "option groups= of v14 should be a whole number"),
         ("resnet18:width=3", "no option 'width'; it takes no options"),
     ],
 )
@@ -223,7 +223,7 @@ class Hostile:
 
 
 def test_a_checkpoint_that_is_none_or_holds_code_is_refused(tmp_path, capfd):
-    good = dict.fromkeys(models.FIELDS, "unused here")
+    good = {key: kind() for key, kind in models.FIELDS.items()}  # empty where unused here
     good.update(format=1, model="v14", options={"width": 8}, num_classes=3, mean=[0.0] * 3)
     good.update(classes=["a", "b", "c"])
     good.update(std=[1.0] * 3, weights=models.build_model("v14", 3, width=8).state_dict())

@@ -309,7 +309,7 @@ def test_best_is_the_best_epoch_and_each_file_is_written_in_its_turn(
 
 
 def test_plateau_looks_at_the_validation_loss(tmp_path, homework, monkeypatch):
-    monkeypatch.setattr(predict, "logits", lambda network, images, precision: torch.zeros(12, 3))
+    monkeypatch.setattr(predict, "logits", lambda network, images, **_: torch.zeros(12, 3))
     train.main([*flags(homework, tmp_path), "--schedule", "plateau", "--epochs", "13"])
     rows = columns(tmp_path / "log.csv")
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
