@@ -64,9 +64,9 @@ def reflected(places, side):
 
 def shift(images, generator, strength):
     """Moved by up to so many whole pixels along each side; the edge reflects."""
-    count, channels, height, width = images.shape
+    (count, channels, height, width), strength = images.shape, int(strength)
     moved = (uniform(0, 1, (2, count, 1), images, generator) * (2 * strength + 1)).floor().long()
-    x, y = (p.flatten() - int(strength) for p in pixels(images))
+    x, y = (p.flatten() - strength for p in pixels(images))
     x, y = reflected(x + moved[0], width).long(), reflected(y + moved[1], height).long()
     images = images.gather(2, y[:, None, :, None].expand(-1, channels, -1, width))
     return images.gather(3, x[:, None, None, :].expand(-1, channels, height, -1))

@@ -46,6 +46,7 @@ except ImportError:  # Windows, where two runs at once are not noticed
 
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
+OWN = {f"{name}.png" for name in "curves search compare confusions mistakes data augment".split()}
 ANNOTATIONS = "val_annotations.txt"  # Tiny ImageNet's own labels of its validation part
 CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # torchvision's folders
 SMALLEST, LARGEST = 16, 512  # sides in pixels: below, no network fits; above, it isn't small
@@ -224,12 +225,8 @@ class Files:
                 found = self.open_archive()
             except Exception as error:  # whatever a damaged archive makes its reader raise
                 raise ValueError(f"{path} can't be read as an archive: {error!s:.150}") from error
-        # A run's folder, told by its log, holds pictures that are no data. A set, since a zip can
-        # name a file twice.
-        runs = {PurePosixPath(name).parent for name in found if f"/{name}".endswith("/log.csv")}
-        names = {name for name in found if is_wanted(name)}
-        names -= {name for name in names if is_picture(name) and PurePosixPath(name).parent in runs}
-        self.names = sorted(names, key=natural)
+        # A set, since a zip can name a file twice.
+        self.names = sorted({name for name in found if is_wanted(name)}, key=natural)
 
     def open_archive(self):
         most = max(4 * MOST_BYTES, 20 * self.path.stat().st_size)  # pictures are compressed already
@@ -292,11 +289,11 @@ def read_small(path):
 
 
 def is_wanted(name):
-    """Pictures and tables, but nothing hidden, absolute or reaching out of its folder."""
+    """Pictures and tables, but nothing hidden, absolute or reaching out, and nothing of our own."""
     path = PurePosixPath(name)
     hidden = any(re.match(r"\.|__MACOSX|earlier-\d+$", part) for part in path.parts)
     is_known = path.suffix.lower() in PICTURES | {".csv"} or path.name == ANNOTATIONS
-    return is_known and not (hidden or path.is_absolute())
+    return is_known and not (hidden or path.is_absolute() or path.name in OWN)
 
 
 def is_picture(name):
@@ -424,8 +421,10 @@ def tiny_imagenet_layout(files):
         folder = path.parent.parent if path.parent.name == "images" else path.parent
         wnid = wnids.pop(folder / path.name, "")
         found[str(folder / wnid / path.name)] = str(path)
-    if wnids:
-        raise ValueError(f"{tables[0]} names pictures that are not there: {listed([*wnids])}")
+    names = {path.name for path in pictures}  # a sorted val/ may have its table still
+    missing = [path for path in wnids if path.name not in names]
+    if missing:
+        raise ValueError(f"{tables[0]} names pictures that are not there: {listed(missing)}")
     return folder_layout(files, found)
 
 
@@ -540,7 +539,7 @@ def as_seen(image):
     Upright where a camera noted how it was held, on white where it is transparent, and 16 bits of
     grey scaled to 8, where Pillow's own conversion cuts off all above 255.
     """
-    with suppress(SyntaxError):  # a damaged note about the picture, which itself may be whole
+    with suppress(Exception):  # a damaged note about the picture, which itself may be whole
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):
         grey = np.asarray(image).clip(0, 65535)
@@ -954,7 +953,7 @@ def sentences(script, quiet=False, interrupted="interrupted"):
         sys.stdout.flush()
     except BrokenPipeError:  # as of | head: what is printed from here on goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return
+        message, status = None, 1
     except (ValueError, OSError) as error:
         message, status = error, 2
     except Failed as error:
@@ -975,9 +974,9 @@ def explained(error):
     text = str(error).lower()
     if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", text):
         return "out of memory: try a smaller --batch-size, --size or network"
-    if re.search("connection closed|reset by peer|timed out", text):
+    if re.search("connection closed|reset by peer|broken pipe|timed out", text):
         return "another process of this run ended; --resume goes on after a finished epoch"
-    if "compiler" in text:
+    if re.search("compiler|triton", text):
         return "--compile needs a C++ compiler, on a GPU triton: leave it out, or install one"
     raise error
 

@@ -223,13 +223,12 @@ def shifted(images, flip, down, right):
 
 
 @torch.no_grad()
-def logits(network, images, view=VIEWS[0], precision=None, batch_size=None, side=None,
-           progress=None):  # fmt: skip
+def logits(network, images, view=VIEWS[0], precision=None, batch_size=None, progress=None):
     """The network's answers as float32 [N, classes], on its device.
 
     images: uint8 [N, 3, H, W], or float in [0, 1], on any device. network: in either mode, which
-    it has again afterwards. precision: of the products, None chooses it by device. side: in pixels,
-    to resize to. progress: a data.Progress to be told of each batch.
+    it has again afterwards. precision: of the products, None chooses it by device. progress: a
+    data.Progress to be told of each batch.
     """
     device = next(network.parameters()).device
     precision = precision or choose_precision(device)
@@ -241,7 +240,6 @@ def logits(network, images, view=VIEWS[0], precision=None, batch_size=None, side
     for start in range(0, len(images), batch_size):
         x = images[start : start + batch_size].to(device, non_blocking=True)
         x = x if x.is_floating_point() else x.float().div_(255)
-        x = data.resized(x, side or x.shape[-1])
         with autocast(device, precision):
             answers.append(network(x if view == VIEWS[0] else shifted(x, *view)).float())
         if progress:
@@ -250,11 +248,11 @@ def logits(network, images, view=VIEWS[0], precision=None, batch_size=None, side
     return torch.cat(answers)
 
 
-def evaluate(network, images, labels, precision=None, side=None):
-    """float64 [sum of the losses, right answers] on labelled pictures, resized if need be."""
+def evaluate(network, images, labels, precision=None):
+    """float64 [sum of the losses, right answers] on labelled pictures."""
     if not len(labels):
         return torch.zeros(2, dtype=torch.float64)
-    answers = logits(network, images, precision=precision, side=side)
+    answers = logits(network, images, precision=precision)
     loss = F.cross_entropy(answers, labels, reduction="sum").double()
     return torch.stack([loss, (answers.argmax(1) == labels).sum()])
 
@@ -283,14 +281,16 @@ def predict(networks, images, views=1, precision=None):
 def load_run(path, device="cpu"):
     """models.load_checkpoint; a ValueError also where what scoring or resuming takes is unsound."""
     network, saved = models.load_checkpoint(path, device)
-    run, rows, logged = saved["args"], saved["log"], ("epoch", "lr", "train_loss", "train_acc")
+    run, rows, logged = saved["args"], saved["log"], ("lr", "train_loss", "train_acc")
     with suppress(KeyError, TypeError, AttributeError):
         if (
             {*map(type, run.values())} <= {str, int, float, bool, type(None)}
             and (run["val"] is None or 0 <= run["val"] < 1)
             and 0 <= run["seed"] < 2**63 and (run["limit"] or 2) > 1
-            and data.SMALLEST <= saved["size"] <= data.LARGEST and len(rows) == saved["epoch"]
+            and data.SMALLEST <= saved["size"] <= data.LARGEST
+            and [row["epoch"] for row in rows] == [*range(1, saved["epoch"] + 1)]
             and all(0 <= row[key] < 1e99 for row in rows for key in logged)
+            and all({"val_loss", "val_acc"} <= row.keys() for row in rows)
             and all(x == "" or type(x) in (int, float) for row in rows for x in row.values())
         ):  # fmt: skip
             return network, saved
@@ -304,7 +304,7 @@ def fitting(ours, theirs):
     kinds = [float if isinstance(x, (int, float)) else type(x) for x in (ours, theirs)]
     if isinstance(ours, dict) and isinstance(theirs, dict):
         both = {key: fitting(x, theirs.get(key, x)) for key, x in ours.items()}
-        return both if theirs else {}
+        return {} if not theirs and 0 in ours else both  # an optimiser's, before its first step
     fits = kinds[0] is kinds[1] and getattr(ours, "shape", 0) == getattr(theirs, "shape", 0)
     if not fits or (isinstance(ours, (list, tuple)) and len(ours) != len(theirs)):
         raise ValueError("ckpt.pt can't be resumed from: its state is of another kind of run")
@@ -807,14 +807,14 @@ def draw_comparison(runs):
 
 def read_run(path):
     """The rows of a run's log, given its folder or a file in it; numbers, or "" for none."""
+    if not Path(path).exists():
+        raise ValueError(f"there is no {path}: --compare takes folders of runs, or files in them")
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    try:
+    with suppress(ValueError, KeyError, TypeError):  # a table, but of something else
         rows = read_table(folder / "log.csv")
         rows = [{k: float(x) if x else "" for k, x in row.items()} for row in rows]
-        if best_row(rows):
+        if best_row(rows) and rows[0]["epoch"] == 1:
             return rows
-    except (ValueError, KeyError, TypeError):  # a table, but of something else
-        pass
     raise ValueError(f"{path} holds no log.csv of a run with a validation part to compare")
 
 

@@ -26,7 +26,8 @@ from pathlib import Path
 STARTED = time.monotonic()  # before torch is imported, which may take seconds of --minutes
 # A thread that waits for another lets go of its core soon: where something else runs on the machine
 # as well, a step was seen to take 0.9 s and not 4 (0.34 s where nothing does).
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+if __name__ == "__main__":
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import torch
 import torch.nn.functional as F
@@ -223,7 +224,7 @@ class Run:
 
     def restore(self, checkpoint):
         """Take over the weights and all else that changes while training."""
-        if "resume" not in checkpoint:
+        if not checkpoint.get("resume"):
             raise ValueError("this checkpoint can't be resumed from (best.pt holds weights alone)")
         then, now = checkpoint["computed_on"], self.computed_on
         if then != now:
@@ -384,9 +385,8 @@ def finish_epoch(run):
             torch.distributed.broadcast(buffer, 0)
     row = dict(epoch=run.epoch + 1, lr=run.rate, train_loss=loss / count)
     row.update(train_acc=right / count, val_loss="", val_acc="")
-    side = data.side_at(run.sides, run.done(run.step))  # at another a network does worse
     if run.val_count:
-        sums = predict.evaluate(run.network, run.val_images, run.val_labels, run.precision, side)
+        sums = predict.evaluate(run.network, run.val_images, run.val_labels, run.precision)
         loss, right = predict.over_all(sums.to(run.device)).tolist()
         row.update(val_loss=loss / run.val_count, val_acc=right / run.val_count)
     if run.args.schedule == "plateau":

@@ -7,15 +7,16 @@
 Minutes are by the wall clock, from the start of the process to its last checkpoint. Accuracy is
 that of the last epoch on a tenth of the labelled pictures. Each run has the machine to itself;
 finished ones are kept in race.csv (in --results, by default tests/) and never made again; one that
-was killed goes on where it was, given the same --out. After each run race.md and race.png are
-drawn anew.
+was killed begins anew. After each run race.md and race.png are drawn anew.
 """
 
 import argparse
+import itertools
 import math
 import os
 import platform
 import shlex
+import shutil
 import signal
 import statistics
 import subprocess
@@ -66,16 +67,16 @@ def gigaflops(side=4096):
 
 
 def race(name, flags, minutes, seed, args):
-    """One run from start, or from where it was killed, to end: its row of race.csv."""
+    """One run from start to end: its row of race.csv."""
     words = "".join(c if c.isalnum() else "-" for c in name)
     out = args.out / f"{words}-{minutes:g}-{seed}"
     given = ["--data", args.data, *shlex.split(flags), "--val", "0.1", "--minutes", f"{minutes:g}"]
     given += ["--seed", str(seed), "--out", str(out)]
-    if (out / "ckpt.pt").is_file():
-        given.append("--resume")
+    shutil.rmtree(out, ignore_errors=True)  # of a run that was killed
     begin = time.time()
     command = [sys.executable, str(HERE.parent / "train.py"), *given]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        raise data.Failed(f"{name}, {minutes:g} minutes, seed {seed}: no result")
     log = predict.read_table(out / "log.csv")
     took = (out / "ckpt.pt").stat().st_mtime - begin
     return dict(
@@ -167,41 +168,47 @@ def parse_args(argv=None):
     parser.add_argument("--results", type=Path, default=HERE, help="for the table (default: tests)")
     parser.add_argument("--machine", default=platform.processor() or platform.machine())
     args = parser.parse_args(argv)
-    known = ABLATIONS if args.ablate else {name: flags for name, (flags, _) in RACERS.items()}
-    unknown = set(args.only or []) - set(known)
+    args.known = {name: flags for name, (flags, _) in RACERS.items()}
+    if args.ablate:
+        args.known = {name: f"--recipe quick {more}".strip() for name, more in ABLATIONS.items()}
+    unknown = set(args.only or []) - set(args.known)
     if unknown:
-        parser.error(f"no such racer: {', '.join(unknown)}; there are {', '.join(known)}")
-    args.racers = {name: flags for name, flags in known.items() if name in (args.only or known)}
+        parser.error(f"no such racer: {', '.join(unknown)}; there are {', '.join(args.known)}")
     return args
+
+
+def record(row, rows, table, args):
+    """Add a run to the table, and draw the runs on these data by the flags that are ours now."""
+    rows = [*rows, row]
+    predict.write_table(table, COLUMNS, [[r[column] for column in COLUMNS] for r in rows])
+    shown = [
+        r for r in rows if (r["data"], r["flags"]) == (row["data"], args.known.get(r["racer"]))
+    ]
+    write_table(shown, table.with_suffix(".md"))
+    if not args.ablate:
+        picture = draw(shown)
+        data.write_file(table.with_suffix(".png"), lambda file: picture.save(file, "PNG"))
 
 
 def main(argv=None):
     args = parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    name = "ablations" if args.ablate else "race"
-    table = args.results / f"{name}.csv"
+    table = args.results / ("ablations.csv" if args.ablate else "race.csv")
     with data.sentences("race.py", interrupted="stopped; the same command goes on from here"):
         args.data = str(args.data or data.find_source())
         args.out.mkdir(parents=True, exist_ok=True)
         args.gflops = gigaflops()
         print(f"a matrix product here: {args.gflops:.0f} GFLOP/s, {os.cpu_count()} cores")
-        for seed in range(args.seeds):
-            for minutes in args.minutes:
-                for racer, flags in args.racers.items():
-                    if args.ablate:
-                        flags = f"--recipe quick {flags}".strip()
-                    rows = predict.read_table(table)
-                    key = (Path(args.data).name, flags, f"{minutes:g}", str(seed))
-                    if key in [(r["data"], r["flags"], r["minutes"], r["seed"]) for r in rows]:
-                        continue
-                    rows.append(race(racer, flags, minutes, seed, args))
-                    predict.write_table(table, COLUMNS, [[r[c] for c in COLUMNS] for r in rows])
-                    write_table(rows, table.with_suffix(".md"))
-                    if not args.ablate:
-                        picture = draw(rows)
-                        path = table.with_suffix(".png")
-                        data.write_file(path, lambda file, p=picture: p.save(file, "PNG"))
-                    print(f"{racer}, {minutes:g} minutes, seed {seed}: {rows[-1]['val_acc']}")
+        for seed, minutes, racer in itertools.product(
+            range(args.seeds), args.minutes, args.only or args.known
+        ):
+            rows, flags = predict.read_table(table), args.known[racer]
+            run = [Path(args.data).name, flags, f"{minutes:g}", str(seed)]
+            if run in [[r[key] for key in ("data", "flags", "minutes", "seed")] for r in rows]:
+                continue
+            row = race(racer, flags, minutes, seed, args)
+            record(row, rows, table, args)
+            print(f"{racer}, {minutes:g} minutes, seed {seed}: {row['val_acc']}")
 
 
 if __name__ == "__main__":

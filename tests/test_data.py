@@ -334,9 +334,8 @@ def test_what_lies_beside_the_data_is_left_alone(homework, tmp_path, capsys):
     shutil.copy(pets / "cat" / "8.png", pets / "thumb.png")
     (pets / "earlier-1").mkdir()
     (pets / "run").mkdir()
-    (pets / "run" / "log.csv").write_text("epoch\n")
-    (pets / "cat" / "catalog.csv").write_text("not a run's log\n")
-    for name in ("curves.png", "earlier-1/augment.png", "run/curves.png"):  # a run's own
+    (pets / "cat" / "log.csv").write_text("whatever it is of\n")
+    for name in ("data.png", "earlier-1/augment.png", "run/curves.png"):  # our own
         shutil.copy(pets / "cat" / "8.png", pets / name)
     after = data.load(pets)
     assert (after.ids, after.classes) == (before.ids, ["cat", "dog"])

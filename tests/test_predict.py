@@ -279,7 +279,7 @@ def test_runs_are_compared_in_a_table_and_a_picture(trained, here, capsys):
     with Image.open(here / "compare.png") as picture:
         colours = {colour for _, colour in picture.convert("RGB").getcolors(100_000)}
     assert {(0, 0x72, 0xB2), (0xD5, 0x5E, 0), (0, 0x9E, 0x73)} <= colours
-    refused(capsys, ["--compare", "other", "nowhere"], "nowhere holds no log.csv of a run")
+    refused(capsys, ["--compare", "other", "nowhere"], "there is no nowhere: --compare takes")
     refused(capsys, ["--compare", "other", "final"], "final holds no log.csv of a run")
     (here / "other" / "log.csv").write_text("epoch,val_acc\n1,x\n")
     refused(capsys, ["--compare", "other"], "other holds no log.csv of a run")

@@ -517,7 +517,7 @@ def test_predict_into_a_closed_pipe_ends_quietly(trained):
     )
     process.stdout.close()
     error = process.stderr.read()
-    assert process.wait(60) == 0 and error == b""
+    assert process.wait(60) == 1 and error == b""
 
 
 def test_a_run_is_the_same_wherever_and_whenever_it_runs(homework, tmp_path):

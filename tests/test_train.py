@@ -145,19 +145,22 @@ def test_a_warm_up_rises_in_equal_parts_and_the_schedule_has_what_is_left(name):
     assert rates[50:] == pytest.approx(schedule_of(name)[0])
 
 
-def test_pictures_grow_over_a_run_and_are_validated_at_the_side_they_have(
+def test_pictures_grow_over_a_run_and_are_validated_at_their_own_side(
     homework, tmp_path, monkeypatch, capsys
 ):
-    trained, validated = [], []
-    step, evaluate = train.train_step, predict.evaluate
+    trained, step = [], train.train_step
     monkeypatch.setattr(train, "train_step", lambda *a: trained.append(a[3].shape[-1]) or step(*a))
-    monkeypatch.setattr(predict, "evaluate", lambda *a: validated.append(a[4]) or evaluate(*a))
     train.main(flags(homework, tmp_path, "--size", "32", "--grow", "16"))
     counts = [trained.count(side) for side in (16, 24, 32)]
     assert sum(counts) == 4 * 24 and trained == sorted(trained)
     times = [count * side**2 for count, side in zip(counts, (16, 24, 32))]
     assert max(times) < 1.1 * min(times)  # equally long, within a step's rounding
-    assert validated == [16, 16, 24, 32] and "16 to 24 to 32 px" in capsys.readouterr().out
+    assert "16 to 24 to 32 px" in capsys.readouterr().out
+    dataset = data.load(homework, size=32)
+    val = data.parts(dataset, 0.2, seed=0)[1]
+    network, checkpoint = models.load_checkpoint(tmp_path / "ckpt.pt")
+    right = predict.evaluate(network, dataset.images[val], dataset.labels[val])[1]
+    assert float(checkpoint["log"][-1]["val_acc"]) == pytest.approx(right.item() / 12)
 
 
 def test_the_defaults_are_the_reports_final_recipe():
@@ -289,7 +292,7 @@ def test_best_is_the_best_epoch_and_each_file_is_written_in_its_turn(
 ):
     right = iter([5, 8, 8, 2])  # of the twelve validation pictures, epoch by epoch
 
-    def answer(network, images, precision, side):
+    def answer(network, images, precision):
         _, val = data.parts(data.load(homework), 0.2, seed=0)
         truth = data.load(homework).labels[val]
         wrong = torch.arange(12) >= next(right)
@@ -309,7 +312,7 @@ def test_best_is_the_best_epoch_and_each_file_is_written_in_its_turn(
 
 
 def test_plateau_looks_at_the_validation_loss(tmp_path, homework, monkeypatch):
-    monkeypatch.setattr(predict, "logits", lambda network, images, **_: torch.zeros(12, 3))
+    monkeypatch.setattr(predict, "logits", lambda network, images, precision: torch.zeros(12, 3))
     train.main([*flags(homework, tmp_path), "--schedule", "plateau", "--epochs", "13"])
     rows = columns(tmp_path / "log.csv")
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
