@@ -35,7 +35,6 @@ from typing import Optional
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import torchvision.transforms.v2 as transforms
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
@@ -889,10 +888,7 @@ def time_at(sides, done):
 
 def resized(images, side):
     """Float pictures [B, 3, S, S] at another side; unchanged at their own."""
-    if images.shape[-1] == side:
-        return images
-    size = (side, side)
-    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+    return images if images.shape[-1] == side else transforms.functional.resize(images, [side] * 2)
 
 
 def mixed(images, labels, classes, mixup=0.0, cutmix=0.0):
