@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import data
+import predict
 import train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,6 +39,13 @@ def write_homework(folder, labelled=60, test=9, header="Id,Category"):
 
 def save_picture(image, path):
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """Where there is a GPU too: for what a CPU alone promises, such as the same bits again."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # other processes
+    monkeypatch.setattr(predict, "choose_device", lambda: torch.device("cpu"))  # this one
 
 
 @pytest.fixture

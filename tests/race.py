@@ -48,7 +48,7 @@ ABLATIONS = {
     "no label smoothing": "--label-smoothing 0",
     "no shift": "--augment hflip",
     "clean + augmented": "--augment clean+hflip,shift",
-    "three groups instead of four": "--model v16:groups=3",
+    "four groups instead of three": "--model v16:groups=4",
     "two blocks a group": "--model v16:depth=2",
     "batches of 128 at half the rate": "--batch-size 128 --lr 0.2",
 }

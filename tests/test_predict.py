@@ -206,6 +206,7 @@ def test_each_layout_trains_and_predicts_with_the_right_names(here, capsys, layo
         assert f"test: accuracy {right:.4f} on 12 pictures" in said
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_the_same_files_answer_the_same_in_training_a_folder_a_zip_and_one_by_one(
     here, capsys, monkeypatch
 ):

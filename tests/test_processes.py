@@ -7,6 +7,8 @@ import torch
 from conftest import run, same_tree
 from test_data import batches_of
 
+pytestmark = pytest.mark.usefixtures("on_cpu")  # of which a machine has more than GPUs
+
 # A network without batch norm and dropout, whose curve is the same however a batch is shared out;
 # and a train.py of which process 1 can die, or get a signal, before some step of some epoch.
 SCRIPT = """

@@ -520,6 +520,7 @@ def test_predict_into_a_closed_pipe_ends_quietly(trained):
     assert process.wait(60) == 1 and error == b""
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_a_run_is_the_same_wherever_and_whenever_it_runs(homework, tmp_path):
     """Neither the clock, the locale, the folder, the order of file names, PYTHONHASHSEED nor the
     number of decoding threads changes a bit of the weights or the log."""

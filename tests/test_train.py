@@ -59,6 +59,7 @@ train.main(sys.argv[1:])
 """
 
 
+@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize(
     ("threads", "more"),
     [
@@ -86,6 +87,7 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed_it_ends_the_same_bit_for_b
         assert same_tree(plain_content(whole / name), plain_content(cut / name)), name
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_sigterm_stops_within_an_epoch_and_resuming_ends_the_same(tmp_path, homework):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert run(ROOT / "train.py", *flags(homework, whole))[0] == 0
@@ -287,6 +289,7 @@ def test_training_learns_and_the_log_says_at_which_rate(tmp_path, homework, monk
     assert len(set(seeds)) == len(seeds) == 6 * steps + 1  # dropout: another seed at every step
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_best_is_the_best_epoch_and_each_file_is_written_in_its_turn(
     tmp_path, homework, monkeypatch
 ):
@@ -311,6 +314,7 @@ def test_best_is_the_best_epoch_and_each_file_is_written_in_its_turn(
     assert written == ["best.pt", *log, "best.pt", *log, *log, *log]
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_plateau_looks_at_the_validation_loss(tmp_path, homework, monkeypatch):
     monkeypatch.setattr(predict, "logits", lambda network, images, precision: torch.zeros(12, 3))
     train.main([*flags(homework, tmp_path), "--schedule", "plateau", "--epochs", "13"])
@@ -319,6 +323,7 @@ def test_plateau_looks_at_the_validation_loss(tmp_path, homework, monkeypatch):
     assert [float(row["lr"]) for row in rows] == pytest.approx([0.1] * 12 + [0.01])
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_resuming_elsewhere_says_so_and_cuts_the_log_back(trained, tmp_path, capsys, monkeypatch):
     source, out = trained
     log = (out / "log.csv").read_text()
@@ -622,12 +627,13 @@ def test_epochs_that_do_not_fit_into_the_minutes_are_refused_or_stopped(
     assert stop.value.code == 2 and "--search takes one process" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_a_compiled_run_gives_a_checkpoint_like_any_other(homework, tmp_path, monkeypatch):
     network = f"{TINY},dropout=0"  # compiled, dropout draws otherwise
     given = ["--data", homework, "--model", network, "--epochs", "1", "--lr", "0.01"]
     status, said, stderr = run(ROOT / "train.py", *given, "--compile", "--out", tmp_path / "a")
     assert status == 0 and "float32, compiled" in said, stderr
-    monkeypatch.setattr(torch, "compile", lambda network, dynamic: pytest.fail("compiled"))
+    monkeypatch.setattr(torch, "compile", lambda network, **how: pytest.fail("compiled"))
     with pytest.raises(pytest.fail.Exception):
         train.main([*map(str, given), "--compile", "--out", str(tmp_path / "c")])
     train.main([*map(str, given), "--out", str(tmp_path / "b")])
