@@ -253,10 +253,10 @@ def parse_step(text):
     rest, colon, probability = text.strip().partition(":")
     name, equals, strength = rest.partition("=")
     if name not in AUGMENTATIONS:
-        close = difflib.get_close_matches(name, AUGMENTATIONS, 1)
+        close = difflib.get_close_matches(name, {"clean", *AUGMENTATIONS} - {name}, 1)
         hint = f"did you mean {close[0]}? " if close else ""
         clean = " (clean stands alone between two +)" if name == "clean" else ""
-        known = ", ".join(AUGMENTATIONS)
+        known = ", ".join(["clean", *AUGMENTATIONS])
         raise ValueError(f"unknown augmentation {name!r}{clean}: {hint}there are {known}")
     default = AUGMENTATIONS[name]
     if equals and default.strength is None:

@@ -149,6 +149,7 @@ def environment(device):
         yield
     finally:
         if processes()[1] > 1:
+            time.sleep(0.1)  # torch 2.4 waits for ever if its last sum isn't let go of before
             dist.destroy_process_group()
         torch.backends.cudnn.benchmark = before[0]
         torch.set_float32_matmul_precision(before[1])
@@ -457,8 +458,8 @@ def draw_mistakes(images, labels, ids, probabilities, chosen, classes):
     captions = []
     for i in chosen:
         sureness, answer = probabilities[i].max(0)
-        label, taken_for = classes[int(labels[i])], classes[int(answer)]
-        captions.append(f"{ids[i]:.20}\nis {label:.16}\ntaken for {taken_for:.12}: {sureness:.0%}")
+        name, label, taken_for = Path(ids[i]).name, classes[int(labels[i])], classes[int(answer)]
+        captions.append(f"{name:.20}\nis {label:.16}\ntaken for {taken_for:.12}: {sureness:.0%}")
     title = f"The {len(chosen)} surest mistakes of {len(labels):,} answers"
     return data.sheet([images[i] for i in chosen], captions, columns=6, title=title)
 
@@ -513,7 +514,7 @@ def draw_pairs(images, labels, answers, classes, most=24, places=4):
         strips.append(torch.cat([sides[0], gap, sides[1]], 2))
         count = int((labels == k).sum())
         captions.append(f"{classes[k]:.20} taken for {classes[j]:.20} ({times} of {count})")
-    title = f"The {len(strips)} commonest confusions: left those pictures, right what they aren't"
+    title = f"The {len(strips)} commonest confusions: left the pictures, right the class taken for"
     return data.sheet(strips, captions, columns=2, title=title, least=64)
 
 
@@ -570,7 +571,7 @@ def summary(run):
             f", validation accuracy {last['val_acc']:.4f}\nbest.pt: the best epoch, "
             f"{best['epoch']}, {best['val_acc']:.4f} (chosen on validation, so a little flattered)"
         )
-    return f"{text}\nnext: python predict.py {run.out / 'ckpt.pt'}"
+    return f"{text}\nnext: python predict.py {run.out / 'ckpt.pt'}, or the same with --score"
 
 
 # ---------------------------------------------------------------- greedy search over a mix

@@ -525,7 +525,7 @@ def parse_args(argv=None, script="train.py"):
         text += "" if default in (None, ".") else f" (default: {default})"
         text += f" [report {section}]" if section else ""
         flags.append((group, flag, metavar, kind, text))
-    about = "Train a small-picture classifier from scratch: python train.py [flags]"
+    about = "Train a picture classifier: python train.py [flags] (for [report F1] see the README)"
     args = data.parse_flags(script, about, flags, argv)
     given = {name: value for name, value in vars(args).items() if value is not None}
     defaults = {**DEFAULTS, **RECIPES[args.recipe or "report"]}
@@ -556,8 +556,8 @@ def resumed_args(args, checkpoint):
 def to_resume(out):
     """The checkpoint of the run in a folder."""
     if not (out / "ckpt.pt").is_file():
-        hint = "; there is a search: give --search too" if any(out.glob("run-*")) else ""
-        raise ValueError(f"nothing to resume: there is no ckpt.pt in {out}/{hint}")
+        hint = "give --search too" if any(out.glob("run-*")) else "give the run's --out"
+        raise ValueError(f"nothing to resume: there is no ckpt.pt in {out}/; {hint}")
     return predict.load_run(out / "ckpt.pt")[1]
 
 
