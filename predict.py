@@ -147,9 +147,10 @@ def environment(device):
         if int(os.environ.get("WORLD_SIZE") or 1) > 1:
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         yield
+        if processes()[1] > 1:  # torch 2.4 waits for ever if its last sum isn't let go of before
+            time.sleep(0.1)
     finally:
         if processes()[1] > 1:
-            time.sleep(0.1)  # torch 2.4 waits for ever if its last sum isn't let go of before
             dist.destroy_process_group()
         torch.backends.cudnn.benchmark = before[0]
         torch.set_float32_matmul_precision(before[1])
