@@ -48,8 +48,8 @@ RECIPES = {
     ),
     # Ours for a CPU or a small GPU, from five minutes to a night.
     "quick": dict(
-        model="v16", augment="hflip,shift=2", lr=0.4, schedule="linear", epochs=14, batch_size=256,
-        weight_decay=5e-4, nesterov=True, warmup=0.15, label_smoothing=0.1, grow=24,
+        model="v16", augment="hflip,shift=2", lr=0.3, schedule="linear", epochs=14, batch_size=128,
+        weight_decay=5e-4, nesterov=True, warmup=0.1, label_smoothing=0.1, grow=24,
     ),
     # Ours for a GPU, from minutes to an hour: wide, at full resolution, with pictures mixed.
     "best": dict(
