@@ -253,11 +253,11 @@ def parse_step(text):
     rest, colon, probability = text.strip().partition(":")
     name, equals, strength = rest.partition("=")
     if name not in AUGMENTATIONS:
-        close = difflib.get_close_matches(name, {"clean", *AUGMENTATIONS} - {name}, 1)
+        known = ["clean", *AUGMENTATIONS]
+        close = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {close[0]}? " if close else ""
-        clean = " (clean stands alone between two +)" if name == "clean" else ""
-        known = ", ".join(["clean", *AUGMENTATIONS])
-        raise ValueError(f"unknown augmentation {name!r}{clean}: {hint}there are {known}")
+        hint = "clean stands alone between two +; " if name == "clean" else hint
+        raise ValueError(f"unknown augmentation {name!r}: {hint}there are {', '.join(known)}")
     default = AUGMENTATIONS[name]
     if equals and default.strength is None:
         raise ValueError(f"{name} takes no strength: {text!r} should be {name} or {name}:0.5")

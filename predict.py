@@ -147,7 +147,7 @@ def environment(device):
         if int(os.environ.get("WORLD_SIZE") or 1) > 1:
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         yield
-        if processes()[1] > 1:  # torch 2.4 waits for ever if its last sum isn't let go of before
+        if processes()[1] > 1:  # while a thread of torch 2.4 holds the last sum, what follows hangs
             time.sleep(0.1)
     finally:
         if processes()[1] > 1:
