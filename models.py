@@ -57,10 +57,11 @@ class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a skip connection: relu(x + f(x)), then dropout (0: none).
 
     The block of ResNet-18 (He et al. 2015, arXiv:1512.03385, figure 5 left), with torchvision's
-    names. With dropout it is the report's RsBlock, which ends in a Dropout.
+    names. With dropout it is the report's RsBlock, which ends in a Dropout. With avg_down the skip
+    connection averages what its stride leaves out otherwise (ResNet-D, arXiv:1812.01187).
     """
 
-    def __init__(self, in_channels, channels, stride=1, dropout=0.0):
+    def __init__(self, in_channels, channels, stride=1, dropout=0.0, avg_down=False):
         super().__init__()
         self.conv1 = Conv3x3(in_channels, channels, stride)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -69,9 +70,9 @@ class BasicBlock(nn.Module):
         self.dropout = dropout
         self.downsample = None
         if stride != 1 or in_channels != channels:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-            )
+            pool = [nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False)] * avg_down
+            conv = nn.Conv2d(in_channels, channels, 1, 1 if pool else stride, bias=False)
+            self.downsample = nn.Sequential(*pool, conv, nn.BatchNorm2d(channels))
 
     def forward(self, x):
         skip = x if self.downsample is None else self.downsample(x)
@@ -80,10 +81,10 @@ class BasicBlock(nn.Module):
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
-def stage(in_channels, channels, stride, dropout=0.0, depth=2):
+def stage(in_channels, channels, stride, dropout=0.0, depth=2, avg_down=False):
     """Basic blocks, two in the report's "group"; the first changes width and resolution."""
     rest = [BasicBlock(channels, channels, 1, dropout) for _ in range(depth - 1)]
-    return nn.Sequential(BasicBlock(in_channels, channels, stride, dropout), *rest)
+    return nn.Sequential(BasicBlock(in_channels, channels, stride, dropout, avg_down), *rest)
 
 
 def kaiming_fan_out(network):
@@ -121,9 +122,8 @@ class ResNet18(Network):
 
 def convolution(in_channels, channels, stride=1):
     """ResNet's triple: 3x3 convolution, batch norm, ReLU."""
-    return nn.Sequential(
-        Conv3x3(in_channels, channels, stride), nn.BatchNorm2d(channels), nn.ReLU()
-    )
+    norm = nn.BatchNorm2d(channels)
+    return nn.Sequential(Conv3x3(in_channels, channels, stride), norm, nn.ReLU())
 
 
 class V2(Network):
@@ -321,19 +321,23 @@ class V16(V14):
     With 200 classes 1.28 M parameters; 0.056, 0.100, 0.156 GFLOP forward at 24, 32, 40 px.
 
     stride: of the stem, 1 or 2. depth: blocks a group. groups, dropout, width: as in v14.
+    zero_init: as in v14, but off: so shallow a network learns faster with all of it at work.
+    avg_down: as in BasicBlock.
     """
 
-    def __init__(self, num_classes, width=64, depth=1, groups=3, stride=2, dropout=0.0):
+    def __init__(
+        self, num_classes, width=64, depth=1, groups=3, stride=2, dropout=0.0, zero_init=False,
+        avg_down=True,
+    ):  # fmt: skip
         require("depth", depth, 1 <= depth <= 100, "from 1 to 100")
         require("stride", stride, stride in (1, 2), "1 or 2")
-        self.depth = depth  # before group() is called
-        super().__init__(num_classes, groups, stem_kernel=3, dropout=dropout, width=width)
+        self.depth, self.avg_down = depth, avg_down  # before group() is called
+        super().__init__(num_classes, groups, 3, dropout, zero_init=zero_init, width=width)
         if stride == 2:
             self.conv1 = nn.Conv2d(3, width, 6, stride=2, padding=2, bias=False)
-            nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
 
     def group(self, in_channels, channels, stride, dropout):
-        return stage(in_channels, channels, stride, dropout, self.depth)
+        return stage(in_channels, channels, stride, dropout, self.depth, self.avg_down)
 
 
 MODELS = dict(

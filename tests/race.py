@@ -42,7 +42,10 @@ RACERS = {
 # What is left out of `quick`, or changed: name and flags.
 ABLATIONS = {
     "quick": "",
-    "no growing: 40 px all along": "--grow 40",
+    "40 px instead of 32, growing from 24": "--size 40 --grow 24",
+    "no growing: 32 px all along": "--grow 32",
+    "each block starts as the identity": "--model v16:zero_init=true",
+    "skips that leave pixels out": "--model v16:avg_down=false",
     "no warm-up": "--warmup 0",
     "cosine instead of linear": "--schedule cosine",
     "no label smoothing": "--label-smoothing 0",
