@@ -273,10 +273,8 @@ class V14(Network):
 
     group, head = staticmethod(stage), nn.Linear  # what v15 changes
 
-    def __init__(
-        self, num_classes, groups=3, stem_kernel=5, dropout=0.1, max_pool=False, zero_init=True,
-        width=64,
-    ):  # fmt: skip
+    def __init__(self, num_classes, groups=3, stem_kernel=5, dropout=0.1, max_pool=False,
+                 zero_init=True, width=64):  # fmt: skip
         super().__init__()
         require("groups", groups, groups in (2, 3, 4), "2, 3 or 4")
         require("stem_kernel", stem_kernel, stem_kernel in (3, 5), "3 or 5")
@@ -287,9 +285,8 @@ class V14(Network):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if max_pool else nn.Identity()
         widths = [width * 2**i for i in range(groups)]
         pairs = zip([width, *widths], widths)
-        self.groups = nn.Sequential(
-            *(self.group(a, b, 1 if a == b else 2, dropout) for a, b in pairs)
-        )
+        parts = (self.group(a, b, 1 if a == b else 2, dropout) for a, b in pairs)
+        self.groups = nn.Sequential(*parts)
         self.fc = self.head(widths[-1], num_classes)
         if zero_init:
             kaiming_fan_out(self)
@@ -320,15 +317,12 @@ class V16(V14):
     (most of v14's operations are spent before it does) and one block in each of three groups.
     With 200 classes 1.28 M parameters; 0.056, 0.100, 0.156 GFLOP forward at 24, 32, 40 px.
 
-    stride: of the stem, 1 or 2. depth: blocks a group. groups, dropout, width: as in v14.
-    zero_init: as in v14, but off: so shallow a network learns faster with all of it at work.
-    avg_down: as in BasicBlock.
+    stride: of the stem, 1 or 2. depth: blocks a group. avg_down: as in BasicBlock. zero_init is off
+    here, since so shallow a network learns faster with all of it at work. The others: as in v14.
     """
 
-    def __init__(
-        self, num_classes, width=64, depth=1, groups=3, stride=2, dropout=0.0, zero_init=False,
-        avg_down=True,
-    ):  # fmt: skip
+    def __init__(self, num_classes, width=64, depth=1, groups=3, stride=2, dropout=0.0,
+                 zero_init=False, avg_down=True):  # fmt: skip
         require("depth", depth, 1 <= depth <= 100, "from 1 to 100")
         require("stride", stride, stride in (1, 2), "1 or 2")
         self.depth, self.avg_down = depth, avg_down  # before group() is called
