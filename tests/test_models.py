@@ -106,12 +106,25 @@ def test_v14s_options_change_what_they_say():
         assert (not torch.equal(network(x), network(x))) == differ
 
 
-def test_a_zero_initialised_block_is_the_identity_and_a_plain_one_is_not():
+@pytest.mark.parametrize("name", ["v14", "v16"])
+def test_a_zero_initialised_block_is_the_identity_and_a_plain_one_is_not(name):
     x = torch.rand(2, 64, 8, 8)
-    block = models.build_model("v14", 10).eval().groups[0][0]
+    block = models.build_model(name, 10, zero_init=True).eval().groups[0][0]
     assert torch.equal(block(x), x)
-    plain = models.build_model("v14", 10, zero_init=False).eval().groups[0][0]
+    plain = models.build_model(name, 10, zero_init=False).eval().groups[0][0]
     assert not torch.allclose(plain(x), x)
+
+
+@pytest.mark.parametrize("avg_down, seen", [(False, 9), (True, 25)])
+def test_an_averaging_skip_connection_sees_every_pixel(avg_down, seen):
+    x = torch.zeros(1, 1, 5, 5, requires_grad=True)
+    block = models.BasicBlock(1, 2, stride=2, avg_down=avg_down)
+    skip = block.downsample[:-1](x)  # without its norm
+    assert skip.shape == block.conv1(x).shape
+    skip[:, 0].sum().backward()
+    assert (x.grad != 0).sum() == seen
+    ones = block.downsample[:-1](torch.ones_like(x))  # also where the last square is cut short
+    assert torch.allclose(ones, ones[:, :, :1, :1].expand_as(ones))
 
 
 @pytest.mark.parametrize("name", list(models.MODELS))
