@@ -486,10 +486,10 @@ FLAGS = [
      "none (default: the source's own part, else 0.1)"),
     ("data", "--augment", "MIX", str, "E2", "copies of the data: + concatenates, a comma composes, "
      f"=S is a strength, :P a probability; clean, {', '.join(augment.AUGMENTATIONS)}"),
-    ("data", "--size", "S", data.SIDE, "", "resize pictures to S x S pixels (default: their own)"),
+    ("data", "--size", "S", data.SIDE, "", "pixels of each side (default: their own; quick: 32)"),
     ("data", "--limit", "N", SEVERAL, "", "at most N labelled pictures, of all classes alike"),
     ("data", "--grow", "S", data.SIDE, "", "begin with pictures of S pixels and end with "
-     "their own, in three equally long parts"),
+     "--size, in three equally long parts"),
     ("data", "--mixup", "ALPHA", DECAY, "", "mix pictures in pairs"),
     ("data", "--cutmix", "ALPHA", DECAY, "", "paste a part of a picture into another"),
     ("model", "--model", "NAME", str, "F1 to F7",

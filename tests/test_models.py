@@ -70,8 +70,10 @@ def test_v14_has_the_reports_size_and_cost():
 
 def test_v16_has_the_size_and_the_cost_that_it_says():
     network = models.build_model("v16", 200)
+    assert all(not b.bn2.weight.eq(0).any() for b in network.modules() if hasattr(b, "bn2"))
+    assert isinstance(network.groups[1][0].downsample[0], torch.nn.AvgPool2d)
     assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == 1.28
-    for side, gflop in ((24, 0.056), (32, 0.100), (40, 0.156)):
+    for side, gflop in ((16, 0.022), (24, 0.056), (32, 0.100), (40, 0.156)):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network.eval()(torch.rand(1, 3, side, side))
         assert round(counter.get_total_flops() / 1e9, 3) == gflop

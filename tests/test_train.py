@@ -67,7 +67,7 @@ train.main(sys.argv[1:])
         (1, ["--schedule", "cyclic"]),
         (1, ["--schedule", "plateau", "--optimizer", "adam", "--lr", "0.01"]),
         (1, ["--schedule", "lambda", "--augment", "clean+hflip,gray", "--val", "0"]),
-        (1, [*"--recipe quick --size 24 --grow 16 --mixup 0.5 --cutmix 1".split()]),
+        (1, [*"--recipe quick --mixup 0.5 --cutmix 1".split()]),
     ],
     ids=["cosine", "cyclic", "plateau and adam", "lambda without validation", "quick and mixed"],
 )
@@ -98,6 +98,14 @@ def test_sigterm_stops_within_an_epoch_and_resuming_ends_the_same(tmp_path, home
     status, printed, _ = run(ROOT / "train.py", "--resume", "--out", cut)
     assert status == 0 and "resumed after epoch 1 and 1" in printed
     assert same_tree(plain_content(whole / "ckpt.pt"), plain_content(cut / "ckpt.pt"))
+
+
+@pytest.mark.parametrize(("more", "sides"), [([], [16, 24, 32]), (["--size", "20"], [16, 20])])
+def test_quick_brings_pictures_to_its_own_size_and_flags_beside_it_win(homework, more, sides):
+    args = train.parse_args(["--recipe", "quick", "--data", str(homework), "--val", "0.2", *more])
+    run = train.Run(args)
+    assert [side for side, _ in run.sides] == sides
+    assert run.val_images.shape[-1] == run.state()["size"] == sides[-1]
 
 
 def schedule_of(name, lr=0.1, epochs=4, steps=50, optimizer="sgd", losses=(), warmup=0):
