@@ -315,10 +315,9 @@ class V15(V14):
 class V16(V14):
     """Ours, made for accuracy in little time: v14 with a stem that halves the resolution at once
     (most of v14's operations are spent before it does) and one block in each of three groups.
-    With 200 classes 1.28 M parameters; 0.022, 0.056, 0.100, 0.156 GFLOP forward at 16, 24, 32, 40.
+    200 classes: 1.28 M parameters; 0.022, 0.056, 0.100, 0.156 GFLOP forward at 16, 24, 32, 40 px.
 
-    stride: of the stem, 1 or 2. depth: blocks a group. avg_down: as in BasicBlock. The others: as
-    in v14, but zero_init, which is off here.
+    stride: of the stem, 1 or 2. depth: blocks a group. avg_down: BasicBlock's. The others: v14's.
     """
 
     def __init__(self, num_classes, width=64, depth=1, groups=3, stride=2, dropout=0.0,
@@ -326,7 +325,8 @@ class V16(V14):
         require("depth", depth, 1 <= depth <= 100, "from 1 to 100")
         require("stride", stride, stride in (1, 2), "1 or 2")
         self.depth, self.avg_down = depth, avg_down  # before group() is called
-        super().__init__(num_classes, groups, 3, dropout, zero_init=zero_init, width=width)
+        super().__init__(num_classes, groups, stem_kernel=3, dropout=dropout,
+                         zero_init=zero_init, width=width)  # fmt: skip
         if stride == 2:
             self.conv1 = nn.Conv2d(3, width, 6, stride=2, padding=2, bias=False)
             if zero_init:

@@ -489,7 +489,7 @@ FLAGS = [
     ("data", "--size", "S", data.SIDE, "", "pixels of each side (default: their own; quick: 32)"),
     ("data", "--limit", "N", SEVERAL, "", "at most N labelled pictures, of all classes alike"),
     ("data", "--grow", "S", data.SIDE, "", "begin with pictures of S pixels and end with "
-     "--size, in three equally long parts"),
+     "--size, in three parts, about equally long"),
     ("data", "--mixup", "ALPHA", DECAY, "", "mix pictures in pairs"),
     ("data", "--cutmix", "ALPHA", DECAY, "", "paste a part of a picture into another"),
     ("model", "--model", "NAME", str, "F1 to F7",
