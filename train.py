@@ -53,9 +53,9 @@ RECIPES = {
     ),
     # Ours for a GPU, from minutes to an hour: wide, at full resolution, with pictures mixed.
     "best": dict(
-        model="v16:stride=1,depth=2,width=128,zero_init=true,avg_down=false", augment="hflip,shift",
-        lr=0.2, schedule="linear", epochs=200, batch_size=256, weight_decay=5e-4, nesterov=True,
-        warmup=0.025, label_smoothing=0.1, mixup=0.2, cutmix=1.0,
+        model="v16:stride=1,depth=2,width=128,first=1,zero_init=true,avg_down=false",
+        augment="hflip,shift", lr=0.2, warmup=0.025, schedule="linear", epochs=200, batch_size=256,
+        weight_decay=5e-4, nesterov=True, label_smoothing=0.1, mixup=0.2, cutmix=1.0,
     ),
 }  # fmt: skip
 DEFAULTS = dict(RECIPES["report"], out=".", seed=0, warmup=0, label_smoothing=0, mixup=0, cutmix=0)

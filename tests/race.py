@@ -46,6 +46,7 @@ ABLATIONS = {
     "no growing: 32 px all along": "--grow 32",
     "each block starts as the identity, Kaiming convolutions": "--model v16:zero_init=true",
     "skips that leave pixels out": "--model v16:avg_down=false",
+    "a first group of 64 channels": "--model v16:first=1",
     "no warm-up": "--warmup 0",
     "cosine instead of linear": "--schedule cosine",
     "no label smoothing": "--label-smoothing 0",

@@ -72,11 +72,21 @@ def test_v16_has_the_size_and_the_cost_that_it_says():
     network = models.build_model("v16", 200)
     assert all(group[0].bn2.weight.eq(1).all() for group in network.groups)
     assert isinstance(network.groups[1][0].downsample[0], torch.nn.AvgPool2d)
-    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == 1.28
-    for side, gflop in ((16, 0.022), (24, 0.056), (32, 0.100), (40, 0.156)):
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == 1.23
+    for side, gflop in ((16, 0.017), (24, 0.045), (32, 0.080), (40, 0.125)):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network.eval()(torch.rand(1, 3, side, side))
         assert round(counter.get_total_flops() / 1e9, 3) == gflop
+
+
+@pytest.mark.parametrize("first, widths", [(0.5, [8, 32, 64]), (1, [16, 32, 64])])
+def test_v16s_first_group_is_as_wide_as_asked(first, widths):
+    network = models.build_model("v16", 10, width=16, first=first)
+    assert [group[0].conv1.out_channels for group in network.groups] == widths
+    assert network.conv1.out_channels == network.bn1.num_features == widths[0]
+    assert [group[0].conv1.stride[0] for group in network.groups] == [1, 2, 2]
+    with pytest.raises(ValueError, match="first=2.0"):
+        models.parse("v16:first=2")
 
 
 def test_v14_keeps_the_resolution_until_the_second_group():
@@ -110,8 +120,8 @@ def test_v14s_options_change_what_they_say():
 
 @pytest.mark.parametrize("name", ["v14", "v16"])
 def test_a_zero_initialised_block_is_the_identity_and_a_plain_one_is_not(name):
-    x = torch.rand(2, 64, 8, 8)
     block = models.build_model(name, 10, zero_init=True).eval().groups[0][0]
+    x = torch.rand(2, block.conv1.in_channels, 8, 8)
     assert torch.equal(block(x), x)
     plain = models.build_model(name, 10, zero_init=False).eval().groups[0][0]
     assert not torch.allclose(plain(x), x)
