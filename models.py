@@ -318,8 +318,9 @@ class V16(V14):
     first, whose maps are the largest, narrower.
     200 classes: 1.23 M parameters; 0.017, 0.045, 0.080, 0.125 GFLOP forward at 16, 24, 32, 40 px.
 
-    first: channels of the stem and the first group, in widths, above 0 to 1. stride: of the stem,
-    1 or 2. depth: blocks a group. avg_down: BasicBlock's. The others: v14's.
+    width: half the channels of the second group. first: channels of the stem and the first group
+    as a share of width, above 0 to 1. stride: of the stem, 1 or 2. depth: blocks a group.
+    avg_down: BasicBlock's. The others: v14's.
     """
 
     def __init__(self, num_classes, width=64, first=0.75, depth=1, groups=3, stride=2, dropout=0.0,

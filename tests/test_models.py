@@ -79,14 +79,20 @@ def test_v16_has_the_size_and_the_cost_that_it_says():
         assert round(counter.get_total_flops() / 1e9, 3) == gflop
 
 
-@pytest.mark.parametrize("first, widths", [(0.5, [8, 32, 64]), (1, [16, 32, 64])])
+@pytest.mark.parametrize(
+    "first, widths", [(0.01, [1, 32, 64]), (0.5, [8, 32, 64]), (1, [16, 32, 64])]
+)
 def test_v16s_first_group_is_as_wide_as_asked(first, widths):
     network = models.build_model("v16", 10, width=16, first=first)
     assert [group[0].conv1.out_channels for group in network.groups] == widths
     assert network.conv1.out_channels == network.bn1.num_features == widths[0]
     assert [group[0].conv1.stride[0] for group in network.groups] == [1, 2, 2]
-    with pytest.raises(ValueError, match="first=2.0"):
-        models.parse("v16:first=2")
+
+
+@pytest.mark.parametrize("first", ["0", "-1", "nan", "inf", "1.01"])
+def test_v16s_first_group_is_a_share_of_the_width(first):
+    with pytest.raises(ValueError, match="above 0 and at most 1"):
+        models.parse(f"v16:first={first}")
 
 
 def test_v14_keeps_the_resolution_until_the_second_group():

@@ -717,6 +717,14 @@ def test_a_run_stopped_behind_the_last_step_of_an_epoch_logs_the_rate_of_that_st
     assert same_tree(plain_content(whole / "ckpt.pt"), plain_content(cut / "ckpt.pt"))
 
 
+def test_the_recipe_best_has_the_network_that_was_measured():
+    name, options = models.parse(train.RECIPES["best"]["model"])
+    network = models.build_model(name, 200, **options)
+    assert sum(p.numel() for p in network.parameters()) == 11_190_600
+    assert [len(group) for group in network.groups] == [2, 2, 2]
+    assert [group[0].conv1.out_channels for group in network.groups] == [128, 256, 512]
+
+
 @pytest.mark.parametrize("recipe", list(train.RECIPES))
 def test_every_recipe_trains_without_another_flag(recipe, tmp_path):
     few = ["--limit", "40", "--epochs", "1", "--out", str(tmp_path)]
