@@ -361,11 +361,14 @@ def require(option, value, fits, expected):
 
 
 def checked_options(name, options):
-    """The options with the types of their defaults; ValueError for an unknown network or option."""
+    """All options of a network, these as given, with the types of their defaults: what is stored is
+    then whole, whatever a later default. ValueError for an unknown network or option.
+    """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; the models are {', '.join(MODELS)}")
     parameters = list(inspect.signature(MODELS[name]).parameters.values())[1:]
-    defaults, checked = {parameter.name: parameter.default for parameter in parameters}, {}
+    defaults = {parameter.name: parameter.default for parameter in parameters}
+    checked = dict(defaults)
     for option, value in options.items():
         if option not in defaults:
             known = ", ".join(f"{key}={x}" for key, x in defaults.items()) or "no options"
@@ -381,7 +384,7 @@ def checked_options(name, options):
 
 
 def parse(spec):
-    """'v14:groups=4,dropout=0.25' -> ('v14', {'groups': 4, 'dropout': 0.25}), both checked."""
+    """'v14:groups=4' -> ('v14', {'groups': 4, 'stem_kernel': 5, and so on}), both checked."""
     name, _, rest = spec.replace(" ", "").partition(":")
     options = dict(item.partition("=")[::2] for item in rest.split(",") if item)
     options = checked_options(name, options)
@@ -442,6 +445,7 @@ def load_checkpoint(path, device="cpu"):
         saved["weights"] = dict(saved["weights"])  # without a state dict's hints on loading it
         if sum(w.nbytes for w in saved["weights"].values()) > Path(path).stat().st_size:
             raise ValueError("its weights are larger than the file")
+        saved["options"] = checked_options(saved["model"], saved["options"])
         named = (saved["model"], saved["num_classes"], saved["mean"], saved["std"])
         with torch.device("meta"):  # keys and shapes, before any memory is taken
             build_model(*named, **saved["options"]).load_state_dict(saved["weights"], assign=True)

@@ -241,11 +241,10 @@ def test_build_model_itself_knows_what_is_valid():
 
 def test_options_are_read_as_the_types_they_have():
     name, options = models.parse("v14:groups=4,dropout=0,max_pool=true,zero_init=False")
-    assert (name, options) == (
-        "v14",
-        {"groups": 4, "dropout": 0.0, "max_pool": True, "zero_init": False},
-    )
+    given = {"groups": 4, "dropout": 0.0, "max_pool": True, "zero_init": False}
+    assert name == "v14" and {key: options[key] for key in given} == given
     assert type(options["dropout"]) is float
+    assert options == {**options_of(models.V14), **given}  # the others too: defaults may change
 
 
 class Hostile:
@@ -283,7 +282,9 @@ def test_a_checkpoint_that_is_none_or_holds_code_is_refused(tmp_path, capfd):
     torch.manual_seed(1)
     models.load_checkpoint(path)
     assert torch.equal(torch.rand(1), expected)  # the caller's random numbers stay as they were
-    assert models.load_checkpoint(path)[0](torch.rand(1, 3, 16, 16)).shape == (1, 3)
+    network, checkpoint = models.load_checkpoint(path)
+    assert network(torch.rand(1, 3, 16, 16)).shape == (1, 3)
+    assert checkpoint["options"] == {**options_of(models.V14), "width": 8}  # those left out too
     whole = path.read_bytes()
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("hello", "world")
