@@ -46,16 +46,16 @@ RECIPES = {
         model="v14", augment=augment.REPORT_MIX, optimizer="sgd", lr=0.5, schedule="cosine",
         epochs=40, batch_size=64, momentum=0.9, weight_decay=1e-4,
     ),
-    # Ours for a CPU or a small GPU, from five minutes to a night: small pictures, many epochs.
+    # Ours for a CPU or a small GPU, from five minutes to a night.
     "quick": dict(
-        model="v16", size=32, grow=16, augment="hflip,shift=2", lr=0.3, warmup=0.1, epochs=20,
-        schedule="linear", batch_size=128, weight_decay=5e-4, nesterov=True, label_smoothing=0.1,
+        model="v16", grow=24, augment="hflip,shift=2", lr=0.45, warmup=0.1, schedule="linear",
+        epochs=20, batch_size=128, weight_decay=2e-4, nesterov=True, label_smoothing=0.1,
     ),
     # Ours for a GPU, from minutes to an hour: wide, at full resolution, with pictures mixed.
     "best": dict(
-        model="v16:stride=1,depth=2,width=128,first=1,zero_init=true,avg_down=false",
-        augment="hflip,shift", lr=0.2, warmup=0.025, schedule="linear", epochs=200, batch_size=256,
-        weight_decay=5e-4, nesterov=True, label_smoothing=0.1, mixup=0.2, cutmix=1.0,
+        model="v16:stride=1,depth=2,width=128,first=1", grow=24, augment="hflip,shift", lr=0.2,
+        warmup=0.025, schedule="linear", epochs=200, batch_size=256, weight_decay=5e-4,
+        nesterov=True, label_smoothing=0.1, mixup=0.2, cutmix=1.0,
     ),
 }  # fmt: skip
 DEFAULTS = dict(RECIPES["report"], out=".", seed=0, warmup=0, label_smoothing=0, mixup=0, cutmix=0)
@@ -486,7 +486,7 @@ FLAGS = [
      "none (default: the source's own part, else 0.1)"),
     ("data", "--augment", "MIX", str, "E2", "copies of the data: + concatenates, a comma composes, "
      f"=S is a strength, :P a probability; clean, {', '.join(augment.AUGMENTATIONS)}"),
-    ("data", "--size", "S", data.SIDE, "", "pixels of each side (default: their own; quick: 32)"),
+    ("data", "--size", "S", data.SIDE, "", "pixels of each side (default: their own)"),
     ("data", "--limit", "N", SEVERAL, "", "at most N labelled pictures, of all classes alike"),
     ("data", "--grow", "S", data.SIDE, "", "begin with pictures of S pixels and end with "
      "--size, in three parts, about equally long"),

@@ -42,8 +42,8 @@ RACERS = {
 # What is left out of `quick`, or changed: name and flags.
 ABLATIONS = {
     "quick": "",
-    "40 px instead of 32, growing from 24": "--size 40 --grow 24",
-    "no growing: 32 px all along": "--grow 32",
+    "32 px, growing from 16": "--size 32 --grow 16",
+    "no growing: 40 px all along": "--grow 40",
     "each block starts as the identity, Kaiming convolutions": "--model v16:zero_init=true",
     "skips that leave pixels out": "--model v16:avg_down=false",
     "a first group of 64 channels": "--model v16:first=1",
@@ -54,7 +54,8 @@ ABLATIONS = {
     "clean + augmented": "--augment clean+hflip,shift=2",
     "four groups instead of three": "--model v16:groups=4",
     "two blocks a group": "--model v16:depth=2",
-    "batches of 256 at a higher rate": "--batch-size 256 --lr 0.45",
+    "more weight decay": "--weight-decay 5e-4",
+    "batches of 256": "--batch-size 256",
 }
 LINES = {
     0.43: "the report (test), hours of a paid GPU",

@@ -100,9 +100,13 @@ def test_sigterm_stops_within_an_epoch_and_resuming_ends_the_same(tmp_path, home
     assert same_tree(plain_content(whole / "ckpt.pt"), plain_content(cut / "ckpt.pt"))
 
 
-@pytest.mark.parametrize(("more", "sides"), [([], [16, 24, 32]), (["--size", "20"], [16, 20])])
-def test_quick_brings_pictures_to_its_own_size_and_flags_beside_it_win(homework, more, sides):
-    args = train.parse_args(["--recipe", "quick", "--data", str(homework), "--val", "0.2", *more])
+@pytest.mark.parametrize(
+    ("more", "sides"),
+    [("", [16]), ("--size 40", [24, 32, 40]), ("--size 40 --grow 16", [16, 28, 40])],
+)
+def test_quick_grows_pictures_to_their_size_and_flags_beside_it_win(homework, more, sides):
+    given = ["--recipe", "quick", "--data", str(homework), "--val", "0.2", *more.split()]
+    args = train.parse_args(given)
     run = train.Run(args)
     assert [side for side, _ in run.sides] == sides
     assert run.val_images.shape[-1] == run.state()["size"] == sides[-1]
