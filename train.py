@@ -307,11 +307,12 @@ def plan(run, epochs):
         steps = functools.partial(three_steps, side)
         run.pace = predict.median_seconds(run.device, steps, budget / len(run.sides)) / 3
         epoch += len(run.batches) * share * run.pace
-    part = run.network, run.val_images[:256], run.val_labels[:256], run.precision
+    few = slice(256 if run.device.type == "cpu" else 1000)  # a GPU has its full batch
+    part = run.network, run.val_images[few], run.val_labels[few], run.precision
     validating = predict.median_seconds(run.device, lambda: predict.evaluate(*part))
-    finishing = validating * max(1, len(run.val_labels) / 256) + 0.2  # the curves
+    validating *= max(1, len(run.val_labels) / few.stop)
     writing = predict.median_seconds(run.device, lambda: torch.save(run.state(), io.BytesIO()))
-    finishing += 2 * writing  # ckpt.pt and best.pt
+    finishing = validating + 2 * writing + 0.2  # ckpt.pt and best.pt, the curves
     left = 0.93 * (run.deadline - time.monotonic())  # a machine isn't always equally fast
     # All processes plan for the slowest.
     epoch, left, finishing = predict.largest(epoch + finishing, -left, finishing)
@@ -391,8 +392,7 @@ def finish_epoch(run):
         row.update(val_loss=loss / run.val_count, val_acc=right / run.val_count)
     if run.args.schedule == "plateau":
         run.schedule.step(row["train_loss"] if row["val_loss"] == "" else row["val_loss"])
-    run.epoch, run.step = run.epoch + 1, 0
-    run.totals = run.no_totals()
+    run.epoch, run.step, run.totals = run.epoch + 1, 0, run.no_totals()
     return row
 
 

@@ -200,6 +200,9 @@ def odd_pictures(folder):
         "grey-and-alpha.png": (clear.convert("LA"), None, {}),
         "cmyk.tiff": (rgb.convert("CMYK"), rgb, {}),
         "cmyk.jpg": (rgb.convert("CMYK"), None, {}),
+        "colour.jpg": (rgb, None, {}),
+        "grey.jpg": (grey, None, {}),
+        "turned.jpg": (rgb, None, {"exif": turned}),
         "sixteen-bits.png": (deep, grey, {}),
         "turned.png": (rgb, rgb.transpose(Image.Transpose.ROTATE_270), {"exif": turned}),
         "damaged-note.png": (rgb, rgb, {"exif": b"Exif\0\0no exif"}),
@@ -212,8 +215,10 @@ def odd_pictures(folder):
     expected["grey-and-alpha.png"] = Image.composite(
         luma, Image.new("RGB", rgb.size, "white"), alpha
     )
-    with Image.open(folder / "cmyk.jpg") as image:  # lossy: as Pillow reads it
-        expected["cmyk.jpg"] = image.convert("RGB")
+    for path in folder.glob("*.jpg"):  # lossy: as Pillow reads them
+        with Image.open(path) as image:
+            expected[path.name] = image.convert("RGB")
+    expected["turned.jpg"] = expected["turned.jpg"].transpose(Image.Transpose.ROTATE_270)
     return {name: np.asarray(image.convert("RGB")).astype(int) for name, image in expected.items()}
 
 
