@@ -37,7 +37,6 @@ import numpy as np
 import torch
 import torchvision.transforms.v2 as transforms
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from torchvision.io import ImageReadMode, decode_jpeg
 
 try:
     import fcntl
@@ -558,21 +557,6 @@ def fit(image, size):
     return np.asarray(image)
 
 
-def pixels(content, size):
-    """The picture in these bytes as uint8 [3, size, size]: fit() of it.
-
-    A plain JPEG of that size is left to torchvision's decoder: the same values in half the time,
-    and others can decode meanwhile. What it can't decode, it leaves to Pillow.
-    """
-    with opened(content) as image:
-        plain = image.format == "JPEG" and image.mode in ("L", "RGB") and image.size == (size, size)
-        if plain and not image.info.keys() & {"exif", "xmp"}:  # which may say how it was held
-            with suppress(RuntimeError):
-                content = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-                return decode_jpeg(content, ImageReadMode.RGB).numpy()
-        return fit(image, size).transpose(2, 0, 1)
-
-
 def picture_sizes(read, names, sample=1000):
     """Counter of (width, height), from the headers of about `sample` pictures of all."""
     sizes = Counter()
@@ -621,7 +605,8 @@ def decode(read, names, size):
     def decode_some(indices):
         for i in indices:
             try:
-                images[i] = pixels(read(names[i]), size)
+                with opened(read(names[i])) as image:
+                    images[i] = fit(image, size).transpose(2, 0, 1)
             except Exception as error:  # whatever a damaged file makes a decoder raise
                 unknown = isinstance(error, Image.UnidentifiedImageError)
                 broken[i] = f"{names[i]:.80} ({'not a picture' if unknown else error!s:.80})"

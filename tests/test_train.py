@@ -67,7 +67,7 @@ train.main(sys.argv[1:])
         (1, ["--schedule", "cyclic"]),
         (1, ["--schedule", "plateau", "--optimizer", "adam", "--lr", "0.01"]),
         (1, ["--schedule", "lambda", "--augment", "clean+hflip,gray", "--val", "0"]),
-        (1, [*"--recipe quick --mixup 0.5 --cutmix 1".split()]),
+        (1, [*"--recipe quick --size 32 --grow 16 --mixup 0.5 --cutmix 1".split()]),
     ],
     ids=["cosine", "cyclic", "plateau and adam", "lambda without validation", "quick and mixed"],
 )
@@ -725,6 +725,7 @@ def test_the_recipe_best_has_the_network_that_was_measured():
     name, options = models.parse(train.RECIPES["best"]["model"])
     network = models.build_model(name, 200, **options)
     assert sum(p.numel() for p in network.parameters()) == 11_190_600
+    assert (options["stride"], options["zero_init"], options["avg_down"]) == (1, False, True)
     assert [len(group) for group in network.groups] == [2, 2, 2]
     assert [group[0].conv1.out_channels for group in network.groups] == [128, 256, 512]
 
