@@ -307,7 +307,7 @@ def plan(run, epochs):
         steps = functools.partial(three_steps, side)
         run.pace = predict.median_seconds(run.device, steps, budget / len(run.sides)) / 3
         epoch += len(run.batches) * share * run.pace
-    few = slice(256 if run.device.type == "cpu" else 1000)  # a GPU has its full batch
+    few = slice(256 if run.device.type == "cpu" else 1000)  # on a GPU a whole batch of logits()
     part = run.network, run.val_images[few], run.val_labels[few], run.precision
     validating = predict.median_seconds(run.device, lambda: predict.evaluate(*part))
     validating *= max(1, len(run.val_labels) / few.stop)

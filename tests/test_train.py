@@ -106,8 +106,7 @@ def test_sigterm_stops_within_an_epoch_and_resuming_ends_the_same(tmp_path, home
 )
 def test_quick_grows_pictures_to_their_size_and_flags_beside_it_win(homework, more, sides):
     given = ["--recipe", "quick", "--data", str(homework), "--val", "0.2", *more.split()]
-    args = train.parse_args(given)
-    run = train.Run(args)
+    run = train.Run(train.parse_args(given))
     assert [side for side, _ in run.sides] == sides
     assert run.val_images.shape[-1] == run.state()["size"] == sides[-1]
 
