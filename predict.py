@@ -213,6 +213,17 @@ def one_voice(folder):
     return redirect_stdout(io.StringIO()) if processes()[0] else data.claimed(folder)
 
 
+@contextmanager
+def first_alone(wanted):
+    """Where wanted, the others wait while the first process does what is inside."""
+    number = processes()[0]
+    if wanted and number:
+        largest(0)
+    yield
+    if wanted and not number:
+        largest(0)
+
+
 # ---------------------------------------------------------------- inference
 
 

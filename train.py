@@ -72,11 +72,10 @@ class Diverged(data.Failed):
 
 def make_optimizer(network, args):
     """SGD with momentum, or Adam with torch's usual betas (report V4)."""
-    options = dict(lr=args.lr, weight_decay=args.weight_decay, fused=True)
+    weights, options = network.parameters(), dict(weight_decay=args.weight_decay, fused=True)
     if args.optimizer == "adam":
-        return torch.optim.Adam(network.parameters(), **options)
-    options.update(momentum=args.momentum, nesterov=bool(args.nesterov))
-    return torch.optim.SGD(network.parameters(), **options)
+        return torch.optim.Adam(weights, args.lr, **options)
+    return torch.optim.SGD(weights, args.lr, args.momentum, nesterov=bool(args.nesterov), **options)
 
 
 def ramp(shape):
@@ -148,7 +147,8 @@ class Run:
     def read(self, pipelines, checkpoint, dataset):
         """The pictures, split into what is trained on and what validates."""
         args = self.args
-        dataset = dataset or data.load(args.data, args.size, args.limit, test=False)
+        with predict.first_alone(args.data in data.CIFAR):  # which may be downloaded
+            dataset = dataset or data.load(args.data, args.size, args.limit, test=False)
         if checkpoint:
             data.require_same(dataset, checkpoint)
         data.require_apart(self.out, dataset)

@@ -12,8 +12,10 @@ pytestmark = pytest.mark.usefixtures("on_cpu")  # of which a machine has more th
 # A network without batch norm and dropout, whose curve is the same however a batch is shared out;
 # and a train.py of which process 1 can die, or get a signal, before some step of some epoch.
 SCRIPT = """
-import os, signal
+import os, pathlib, signal, time
+import numpy as np
 from torch import nn
+from torchvision import datasets
 import models, train
 
 class Plain(models.Network):
@@ -25,6 +27,17 @@ class Plain(models.Network):
     def forward(self, x):
         return self.all(self.normalise(x))
 
+class SlowlyDownloaded:
+    classes, targets = ["a", "b"], [0, 1] * 20
+
+    def __init__(self, root, train, download):
+        file = pathlib.Path("pictures.npy")
+        if not file.exists():
+            file.touch()
+            time.sleep(3)
+            np.save(file, np.random.default_rng(0).integers(0, 255, (40, 16, 16, 3), np.uint8))
+        self.data = np.load(file)
+
 def unlucky(run, epoch, step, *batch):
     if os.environ.get("RANK") == "1" and [epoch, step] == [1, 3] and not run.args.resume:
         if os.environ.get("FATE") == "death":
@@ -34,6 +47,7 @@ def unlucky(run, epoch, step, *batch):
     return train_step(run, epoch, step, *batch)
 
 models.MODELS["plain"] = Plain
+datasets.CIFAR10 = SlowlyDownloaded
 train_step, train.train_step = train.train_step, unlucky
 train.main()
 """
@@ -92,6 +106,13 @@ def test_two_processes_have_the_curve_of_one_with_twice_the_batch(script, tmp_pa
     one, two = (weights_of(tmp_path / name)["weights"] for name in ("one", "two"))
     assert list(one) == list(two)
     assert all(torch.allclose(one[key], two[key], atol=1e-4) for key in one)
+
+
+def test_one_process_alone_downloads(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, said, errors = run(*TORCHRUN, script, *FLAGS, "--data", "cifar10", "--batch-size", 8)
+    assert status == 0, errors
+    assert "data: cifar10, 2 classes" in said and weights_of(tmp_path)["epoch"] == 3
 
 
 def test_a_signal_to_one_process_stops_all_and_nothing_is_lost(script, tmp_path, monkeypatch):
