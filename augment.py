@@ -324,8 +324,7 @@ def main(argv=None):
         images = dataset.images[list(first.values())[:6]]
         data.set_aside(args.out)
         sheet = data.sheet(*draw_sheet(images, pipelines), title=f"--augment {args.mix}")
-        data.write_file(args.out, lambda file: sheet.save(file, "PNG"))
-        print(f"wrote {args.out}: {len(images)} pictures, before and after")
+        data.write_picture(args.out, sheet, f"{len(images)} pictures, before and after")
 
 
 if __name__ == "__main__":

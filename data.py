@@ -53,7 +53,7 @@ SMALLEST, LARGEST = 16, 512  # sides in pixels: below, no network fits; above, i
 FORMATS = ["JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM"]
 MOST_PIXELS = 50_000_000  # in a picture: a large photograph
 MOST_BYTES = 64 << 20  # in a file: such a photograph, or a table of two million rows
-MOST_USELESS = 100_000  # entries of an archive that are empty, or neither picture nor table
+MOST_USELESS = 100_000  # entries that are empty, or neither picture nor table, beyond one of each
 TOO_MUCH = "it unpacks to far more than pictures take"
 
 
@@ -161,6 +161,7 @@ def find_source(places=("data", "/kaggle/input")):
         if not place.is_dir():
             continue
         found = [name for name, folder in CIFAR.items() if (place / folder).is_dir()]
+        found = found if place == Path("data") else []  # where load_cifar() looks
         for child in sorted(place.iterdir()):
             is_archive = child.name.endswith(ARCHIVES) and not child.name.startswith("cifar-")
             if is_archive or (child.is_dir() and has_layout(child)):
@@ -186,10 +187,8 @@ def has_layout(folder):
     """Whether describe() knows the layout of a folder, be it faulty or not."""
     try:
         describe(Files(folder))
-    except NotADataSet:
-        return False
-    except ValueError:
-        pass
+    except ValueError as error:
+        return not isinstance(error, NotADataSet)
     return True
 
 
@@ -233,7 +232,7 @@ class Files:
             self.zip = zipfile.ZipFile(self.path)
             entries = self.zip.infolist()
             sizes = [x.file_size for x in entries if x.file_size and is_wanted(x.filename)]
-            useless = len(entries) - len(sizes)
+            useless = len(entries) - 2 * len(sizes)
             if useless > MOST_USELESS or max(sizes, default=0) > MOST_BYTES or sum(sizes) > most:
                 raise ValueError(TOO_MUCH)
             return [entry.filename for entry in entries if not entry.is_dir()]
@@ -251,7 +250,7 @@ class Files:
                 for member in archive:
                     name = member.name[2:] if member.name.startswith("./") else member.name
                     wanted = member.isreg() and not member.issparse() and is_wanted(name)
-                    useless += not (wanted and member.size)
+                    useless += -1 if wanted and member.size else 1
                     if useless > MOST_USELESS or (wanted and member.size > MOST_BYTES):
                         raise ValueError(TOO_MUCH)
                     if wanted:
@@ -328,14 +327,12 @@ def homework_layout(files):
         raise ValueError(
             f"{files.path} has several labels.csv: {', '.join(tables)}; name one folder"
         )
-    pictures = pictures_below(files, "trainval", other="test")
-    test = pictures_below(files, "test", other="trainval")
+    pictures, test = pictures_below(files, "trainval"), pictures_below(files, "test")
     if not pictures:
         raise ValueError(f"{files.path} has {tables[0]} but no pictures in a folder trainval/")
     columns, rows = read_labels(files.read(tables[0]), tables[0], 2 * len(pictures) + 10_000)
     if not any(i in pictures for _, i, _ in rows):  # ids without suffix, in the submission as well
-        pictures = without_suffix(pictures)
-        test = without_suffix(test)
+        pictures, test = (pictures_below(files, x, bare=True) for x in ("trainval", "test"))
     if columns[0] in pictures:
         raise ValueError(f"{tables[0]} has no header: its first row already names a picture")
     missing = [f"row {n} ({i})" for n, i, _ in rows if i not in pictures]
@@ -347,26 +344,19 @@ def homework_layout(files):
     return labelled_by(files, rows, test, columns=columns)
 
 
-def without_suffix(pictures):
-    """{id: file} with the ids' suffixes taken off."""
-    bare = {str(PurePosixPath(i).with_suffix("")): name for i, name in pictures.items()}
-    if len(bare) < len(pictures):
-        raise ValueError(
-            f"{len(pictures) - len(bare)} pictures have the name of another but for its suffix"
-        )
-    return bare
-
-
-def pictures_below(files, folder, other):
-    """{name below the folder: full name} of the pictures in it, at any depth, also doubled."""
+def pictures_below(files, folder, bare=False):
+    """{name below the folder: full name} of its pictures, at any depth, also doubled; bare: names
+    without suffix.
+    """
     found = {}
     for name in files.names:
         parts = PurePosixPath(name).parts
-        depths = [i for i, part in enumerate(parts[:-1]) if part in (folder, other)]
+        depths = [i for i, part in enumerate(parts[:-1]) if part in ("trainval", "test")]
         if depths and parts[depths[-1]] == folder and is_picture(name):
-            i = "/".join(parts[depths[-1] + 1 :])
+            path = PurePosixPath(*parts[depths[-1] + 1 :])
+            i = str(path.with_suffix("") if bare else path)
             if i in found:
-                raise ValueError(f"two pictures are {i}: {found[i]} and {name}; name one folder")
+                raise ValueError(f"two pictures are {i}: {found[i]} and {name}; keep one")
             found[i] = name
     return found
 
@@ -433,15 +423,15 @@ def folder_layout(files, found=None):
     found: {path in this layout: file}, where the pictures lie otherwise in the source.
     """
     found = found or {name: name for name in files.names if is_picture(name)}
-    top = [PurePosixPath(path).parts for path in found]
-    depth = len(os.path.commonprefix([parts[:-1] for parts in top])) if top else 0
-    roots = {parts[: parts.index("train")] for parts in top if "train" in parts[:-2]}
+    paths = [PurePosixPath(path).parts for path in found]
+    root = os.path.commonprefix([parts[:-1] for parts in paths]) or ()
+    roots = {parts[: parts.index("train")] for parts in paths if "train" in parts[:-2]}
     if len(roots) > 1:
         trains = sorted("/".join([*root, "train"]) for root in roots)
         raise ValueError(f"{files.path} has several train/: {listed(trains)}; name one folder")
-    for root in roots:  # even where there is nothing beside it
-        depth = len(root)
-    top = [parts[depth:] for parts in top]
+    root = roots.pop() if roots else root  # even where there is nothing beside it
+    # What lies elsewhere keeps its name alone, which is in no class folder.
+    top = [x[len(root) :] if x[:-1][: len(root)] == root else x[-1:] for x in paths]
     has_train = any(parts[0] == "train" and len(parts) == 3 for parts in top)
     rows, test, left_out = [], {}, []
     for name, parts in zip(found.values(), top):
@@ -538,6 +528,7 @@ def as_seen(image):
     Upright where a camera noted how it was held, on white where it is transparent, and 16 bits of
     grey scaled to 8, where Pillow's own conversion cuts off all above 255.
     """
+    image.load()  # where a damaged one raises, which would be suppressed below
     with suppress(Exception):  # a damaged note about the picture, which itself may be whole
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):
@@ -561,20 +552,15 @@ def picture_sizes(read, names, sample=1000):
     """Counter of (width, height), from the headers of about `sample` pictures of all."""
     sizes = Counter()
     for name in names[:: max(1, len(names) // sample)]:
-        try:
-            with opened(read(name)) as image:
-                sizes[image.size] += 1
-        except Exception:  # noqa: S112 - decode() lists all that can't be read
-            continue
+        with suppress(Exception), opened(read(name)) as image:  # decode() lists what can't be read
+            sizes[image.size] += 1
     return sizes
 
 
 def common_side(sizes):
     """The most common shorter side of pictures of such sizes."""
-    sides = Counter()
-    for size, count in sizes.items():
-        sides[min(size)] += count
-    side = max(SMALLEST, sides.most_common(1)[0][0] if sides else SMALLEST)
+    sides = Counter(map(min, sizes.elements()))
+    side = max([SMALLEST, *(side for side, _ in sides.most_common(1))])
     if side > LARGEST:
         raise ValueError(
             f"the pictures are {side} px on their shorter side: say --size 64, for instance"
@@ -981,13 +967,10 @@ def number(kind, expected, fits):
     """An argparse type: a number for which fits(number) is true, else a sentence."""
 
     def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not fits(value):
-            raise argparse.ArgumentTypeError(f"{text!r} should be {expected}")
-        return value
+        with suppress(ValueError):
+            if fits(value := kind(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} should be {expected}")
 
     return parse
 
@@ -1067,6 +1050,13 @@ def write_file(path, write):
             raise
         reason = f"{error.strerror or error}; what it held before, if anything, is kept"
         raise Failed(f"{path} can't be written: {reason}") from error
+
+
+def write_picture(path, picture, what=""):
+    """A PNG file of a Pillow picture, written whole or not at all; what it shows is said."""
+    write_file(path, lambda file: picture.save(file, "PNG"))
+    if what:
+        print(f"wrote {path}: {what}")
 
 
 @contextmanager
@@ -1262,9 +1252,7 @@ def main(argv=None):
         dataset = load(args.data, args.size, args.limit)
         print_survey(dataset)
         set_aside(args.out)
-        picture = draw_classes(dataset)
-        write_file(args.out, lambda file: picture.save(file, "PNG"))
-        print(f"wrote {args.out}: a few pictures a class")
+        write_picture(args.out, draw_classes(dataset), "a few pictures a class")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ processes of a run say to each other; and the words, comparisons and charts of t
 """
 
 import csv
-import functools
 import io
 import itertools
 import math
@@ -55,7 +54,7 @@ def choose_device():
         raise ValueError(f"process {number + 1} of this machine has no GPU: start fewer of them")
     device = torch.device("cuda", number)
     capability, kernels = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
-    if not has_kernels(capability, kernels):
+    if not (torch.version.hip or has_kernels(capability, kernels)):
         raise ValueError(
             f"this torch has no kernels for {torch.cuda.get_device_name(device)} "
             f"(sm_{capability[0]}{capability[1]}, it has {' '.join(kernels)}): install an older "
@@ -246,7 +245,9 @@ def logits(network, images, view=VIEWS[0], precision=None, batch_size=None, prog
     device = next(network.parameters()).device
     precision = precision or choose_precision(device)
     # A CPU is fastest while a batch's activations are small enough for malloc to keep (32 MB).
-    batch_size = batch_size or (64 if device.type == "cpu" else 1000)
+    # On a GPU, a batch of the largest pictures takes as much memory as 1000 of 64 px.
+    most = 64 if device.type == "cpu" else min(1000, 2**22 // images.shape[-2:].numel())
+    batch_size = batch_size or most
     was_training = network.training
     network.eval()
     answers = []
@@ -354,11 +355,10 @@ def submit(networks, checkpoint, args):
         for probability, label in zip(*(values.tolist() for values in likeliest)):
             print(f"  {probability:6.1%}  {classes[label]}")
         return
-    dataset = None
     try:
         dataset = data.load(data.source_of(checkpoint, source), size, labelled=False)
     except data.NotADataSet:
-        pass
+        dataset = None
     if dataset and dataset.test_ids:
         images, ids, columns = dataset.test_images, dataset.test_ids, dataset.columns
     elif source:
@@ -419,29 +419,26 @@ def score(networks, checkpoints, args):
     surest = mistakes(probabilities, labels)
     if surest:
         sheet, what = draw_confusions(images, labels, probabilities.argmax(1), dataset.classes)
-        write_picture(matrix, sheet, what)
+        data.write_picture(matrix, sheet, what)
         sheet = draw_mistakes(images, labels, ids, probabilities, surest, dataset.classes)
-        write_picture(picture, sheet, f"the {len(surest)} surest mistakes")
-
-
-def write_picture(path, picture, what):
-    """A PNG file, written whole or not at all, and said."""
-    data.write_file(path, functools.partial(picture.save, format="PNG"))
-    print(f"wrote {path}: {what}")
+        data.write_picture(picture, sheet, f"the {len(surest)} surest mistakes")
 
 
 def by_class(answers, labels, classes):
     """(rows a class: name, pictures, accuracy, most often taken for, times; Counter of pairs)."""
-    pairs = Counter(zip(labels.tolist(), answers.tolist()))
-    rows = []
+    pairs, counts, rows = confused(labels, answers), Counter(labels.tolist()), []
+    right = Counter(labels[labels == answers].tolist())
+    worst = {a: [classes[b], times] for (a, b), times in reversed(pairs.most_common())}
     for k, name in enumerate(classes):
-        count = int((labels == k).sum())
-        wrong = {b: n for (a, b), n in pairs.items() if a == k and b != k}
-        worst = max(wrong, key=wrong.get, default=None)
-        taken_for = ["", 0] if worst is None else [classes[worst], wrong[worst]]
-        rows.append([name, count, f"{pairs[k, k] / count:.4f}" if count else "", *taken_for])
-    names = {(classes[a], classes[b]): n for (a, b), n in pairs.items() if a != b}
-    return rows, Counter(names)
+        accuracy = f"{right[k] / counts[k]:.4f}" if counts[k] else ""
+        rows.append([name, counts[k], accuracy, *worst.get(k, ["", 0])])
+    return rows, Counter({(classes[a], classes[b]): times for (a, b), times in pairs.items()})
+
+
+def confused(labels, answers):
+    """Counter of (what it is, what it was taken for) over the wrong answers, as class indices."""
+    wrong = labels != answers
+    return Counter(zip(labels[wrong].tolist(), answers[wrong].tolist()))
 
 
 def print_details(name, rows, confusions, most=10):
@@ -516,10 +513,8 @@ def draw_matrix(counts, classes, cell=44):
 
 def draw_pairs(images, labels, answers, classes, most=24, places=4):
     """The commonest confusions: pictures taken for another class, and pictures of that class."""
-    pairs, strips, captions = Counter(zip(labels.tolist(), answers.tolist())), [], []
-    for (k, j), times in Counter({p: n for p, n in pairs.items() if p[0] != p[1]}).most_common(
-        most
-    ):
+    strips, captions = [], []
+    for (k, j), times in confused(labels, answers).most_common(most):
         taken, others = (labels == k) & (answers == j), labels == j
         sides = [data.strip(images[some], places) for some in (taken, others)]
         gap = torch.full_like(sides[0][..., :3], 255)
@@ -650,8 +645,7 @@ def search(mix, seeds, out, accuracy):
         print(f"\nround {len(rounds)}, {len(seeds)} seeds a mix, noise {chance:.4f}")
         for label, mean, spread, gain, verdict in rows:
             print(f"{label:<24} {mean:.4f} ± {spread:.4f}   {gain:+.4f}  {verdict}")
-        chart = draw_bars(rounds, title)
-        data.write_file(out / "search.png", functools.partial(chart.save, format="PNG"))
+        data.write_picture(out / "search.png", draw_bars(rounds, title))
         best = max(rows, key=lambda row: row[3])
         if best[4] != "better":
             break
@@ -823,10 +817,11 @@ def read_run(path):
     if not Path(path).exists():
         raise ValueError(f"there is no {path}: --compare takes folders of runs, or files in them")
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    with suppress(ValueError, KeyError, TypeError):  # a table, but of something else
+    with suppress(ValueError, KeyError, TypeError, csv.Error):  # a table, but of something else
         rows = read_table(folder / "log.csv")
         rows = [{k: float(x) if x else "" for k, x in row.items()} for row in rows]
-        if best_row(rows) and rows[0]["epoch"] == 1:
+        known = all(row["train_acc"] >= 0 <= row["seconds"] for row in rows)
+        if known and best_row(rows) and rows[0]["epoch"] == 1:
             return rows
     raise ValueError(f"{path} holds no log.csv of a run with a validation part to compare")
 
@@ -846,7 +841,7 @@ def compare_runs(paths, out):
             f"{last['epoch']:6.0f}  {last['train_acc']:8.4f} {minutes:8.1f}  {path}"
         )
     data.set_aside(out)
-    write_picture(out, draw_comparison(runs), "validation accuracy of these runs")
+    data.write_picture(out, draw_comparison(runs), "validation accuracy of these runs")
 
 
 # ---------------------------------------------------------------- command line

@@ -281,7 +281,7 @@ def write_log(run):
         return
     predict.write_table(run.out / "log.csv", run.rows[0], (row.values() for row in run.rows))
     curves = predict.draw_curves(run.rows, f"{run.args.model} on {Path(run.source).name}")
-    data.write_file(run.out / "curves.png", lambda file: curves.save(file, "PNG"))
+    data.write_picture(run.out / "curves.png", curves)
 
 
 # ---------------------------------------------------------------- the loop

@@ -251,6 +251,8 @@ def test_cifar_through_torchvision(tmp_path, monkeypatch):
     assert dataset.classes == classes and dataset.test_labels[11] == 1
     assert data.load("cifar10", size=20, limit=50).images.shape == (50, 3, 20, 20)
     assert data.find_source() == "cifar10"
+    shutil.copytree(folder, tmp_path / "elsewhere" / folder.name)  # where torchvision doesn't look
+    assert data.find_source(["elsewhere"]) == "demo"
     train.main(["--limit", "60", "--model", TINY, "--epochs", "1"])
     predict.main(["ckpt.pt"])
     rows = [line.split(",") for line in (tmp_path / "submission.csv").read_text().splitlines()]
@@ -345,6 +347,13 @@ def test_what_lies_beside_the_data_is_left_alone(homework, tmp_path, capsys):
     after = data.load(pets)
     assert (after.ids, after.classes) == (before.ids, ["cat", "dog"])
     assert data.load(pack(pets, tmp_path / "pets.zip")).ids == before.ids
+    around = write_folders(tmp_path / "around", "pets/train/cat", "pets/train/dog", "old/val/cat")
+    write_folders(around, "old/test", "docs")
+    shutil.copy(pets / "thumb.png", around)
+    capsys.readouterr()
+    dataset = data.load(around)
+    assert (len(dataset.ids), dataset.is_val, dataset.test_ids) == (6, None, [])
+    assert "10 pictures are in no class folder: docs/8.png" in capsys.readouterr().out
     (tmp_path / "linked").mkdir()
     shutil.copy(homework / "labels.csv", tmp_path / "linked")
     (tmp_path / "linked" / "trainval").symlink_to(homework / "trainval", target_is_directory=True)
@@ -378,7 +387,11 @@ def damage(homework, how):
         (homework / "trainval" / "trainval_00003.png").write_bytes(b"no")
         path = homework / "trainval" / "trainval_00007.png"
         path.write_bytes(path.read_bytes()[:200])
-        return "2 of 60 pictures can't be decoded"
+        path = homework / "trainval" / "trainval_00008.png"
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 255  # as long as before, and damaged within
+        path.write_bytes(content)
+        return "3 of 60 pictures can't be decoded"
     changes = {
         "leaves": ("trainval_00002.png", "../labels.csv", "row 4 of labels.csv reaches out"),
         "absolute": ("trainval_00002.png", "/etc/passwd", "row 4 of labels.csv reaches out"),
@@ -412,7 +425,7 @@ def test_a_fault_in_the_data_is_one_sentence(homework, how):
     message = str(error.value)
     assert words in message and "\n" not in message
     if how == "broken pictures":  # all of them are named
-        assert "trainval_00003.png" in message and "trainval_00007.png" in message
+        assert all(f"trainval_0000{i}.png (" in message for i in (3, 7, 8))
 
 
 def test_a_path_that_is_none_is_an_error_and_never_the_demo(tmp_path):

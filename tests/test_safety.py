@@ -290,6 +290,15 @@ def test_an_archive_that_unpacks_to_very_much_is_refused(tmp_path, monkeypatch):
         for i in range(data.MOST_USELESS + 1):
             archive.writestr(zipfile.ZipInfo(f"{i}"), b"")
     assert data.TOO_MUCH in refused(data.load, tmp_path / "y.zip")
+    picture = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(picture, "PNG")
+    monkeypatch.setattr(data, "MOST_USELESS", 5)
+    with zipfile.ZipFile(tmp_path / "mac.zip", "w") as archive:  # by macOS: two entries a picture
+        for name in (f"{label}/{i}.png" for label in "ab" for i in range(4)):
+            archive.writestr(name, picture.getvalue())
+            archive.writestr(f"__MACOSX/._{name}", b"what else it knows of the picture")
+    assert len(data.load(tmp_path / "mac.zip").ids) == 8
+    monkeypatch.setattr(data, "MOST_USELESS", 1000)
     header = tarfile.TarInfo("x").tobuf()
     (tmp_path / "x.tar").write_bytes(header * (data.MOST_USELESS + 1) + bytes(1024))
     assert data.TOO_MUCH in refused(data.load, tmp_path / "x.tar")
