@@ -864,12 +864,14 @@ def side_at(sides, done):
     return next((side for (side, _), end in zip(sides, until) if done < end), sides[-1][0])
 
 
-def time_at(sides, done):
-    """The share of a run's time after this share of its steps: each side takes equally long."""
-    parts, begin = 0, 0
-    for _, share in sides:
-        parts, begin = parts + min(max(done - begin, 0) / share, 1), begin + share
-    return parts / len(sides)
+def time_at(sides, done, costs=None):
+    """The share of a run's time after this share of its steps, given what each side takes of it;
+    None: each takes equally long.
+    """
+    costs, parts, begin = costs or [1] * len(sides), 0, 0
+    for (_, share), cost in zip(sides, costs):
+        parts, begin = parts + cost * min(max(done - begin, 0) / share, 1), begin + share
+    return parts / sum(costs)
 
 
 def resized(images, side):

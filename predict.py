@@ -548,9 +548,28 @@ def print_start(run):
     print(HEADER)
 
 
+def write_log(run):
+    """log.csv and curves.png, from the rows of the run, which the checkpoint holds too."""
+    if run.rank or not run.rows:
+        return
+    write_table(run.out / "log.csv", run.rows[0], (row.values() for row in run.rows))
+    curves = draw_curves(run.rows, f"{run.args.model} on {Path(run.source).name}")
+    data.write_picture(run.out / "curves.png", curves)
+
+
+def seconds_to_finish(run):
+    """What validating and writing takes at the end of an epoch, from a part of it."""
+    few = slice(256 if run.device.type == "cpu" else 1000)  # on a GPU a whole batch of logits()
+    part = run.network, run.val_images[few], run.val_labels[few], run.precision
+    validating = median_seconds(run.device, lambda: evaluate(*part))
+    validating *= max(1, len(run.val_labels) / few.stop)
+    writing = median_seconds(run.device, lambda: torch.save(run.state(), io.BytesIO()))
+    return validating + 2 * writing + 0.2  # ckpt.pt and best.pt, the curves
+
+
 def show_progress(run, progress, first):
     """epoch 3/40 · step 120/563 · 84 pictures a second · 12:34 left"""
-    begin, now = (data.time_at(run.sides, run.done(step)) for step in (first, run.step))
+    begin, now = (data.time_at(run.sides, run.done(i), run.costs) for i in (first, run.step))
     left = (1 - now) * (time.monotonic() - progress.start) / (now - begin)
     minutes, seconds = divmod(round(left), 60)
     progress.show(

@@ -13,7 +13,6 @@ bits, given the same CPU, torch and number of threads (on a GPU, cuDNN's algorit
 
 import argparse
 import functools
-import io
 import itertools
 import math
 import os
@@ -60,7 +59,8 @@ RECIPES = {
 }  # fmt: skip
 DEFAULTS = dict(RECIPES["report"], out=".", seed=0, warmup=0, label_smoothing=0, mixup=0, cutmix=0)
 FILES = ["ckpt.pt", "best.pt", "log.csv", "curves.png"]  # what a run writes into --out
-MAY_CHANGE = "data out resume recipe minutes compile".split()  # flags that --resume may give anew
+WARMED = "cosine linear constant".split()  # schedules that --warmup goes before
+MAY_CHANGE = "data out resume minutes compile".split()  # flags that --resume may give anew
 
 
 class Diverged(data.Failed):
@@ -75,7 +75,12 @@ def make_optimizer(network, args):
     weights, options = network.parameters(), dict(weight_decay=args.weight_decay, fused=True)
     if args.optimizer == "adam":
         return torch.optim.Adam(weights, args.lr, **options)
-    return torch.optim.SGD(weights, args.lr, args.momentum, nesterov=bool(args.nesterov), **options)
+    options.update(momentum=args.momentum, nesterov=bool(args.nesterov))
+    sgd = torch.optim.SGD(weights, args.lr, **options)
+    for weight in network.parameters() if args.momentum else ():
+        # torch leaves it as memory happens to be where float16 overflows in the first step
+        sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    return sgd
 
 
 def ramp(shape):
@@ -84,11 +89,11 @@ def ramp(shape):
     """
 
     def schedule(optimizer, args, steps):
-        steps *= args.epochs
-        rise = args.warmup * steps
-        return lr_scheduler.LambdaLR(optimizer, lambda step: (
-            (step + 1) / (rise + 1) if step < rise else shape((step - rise) / max(steps - rise, 1))
-        ))  # fmt: skip
+        def factor(step):  # anew at each step, since replan() changes args.epochs
+            rise, end = args.warmup * args.epochs * steps, args.epochs * steps
+            return (step + 1) / (rise + 1) if step < rise else shape((step - rise) / (end - rise))
+
+        return lr_scheduler.LambdaLR(optimizer, factor)
 
     return schedule
 
@@ -126,17 +131,19 @@ class Run:
         self.rank, self.world = predict.processes()
         if not checkpoint:
             args.processes = self.world
-        if args.warmup and args.schedule not in ("cosine", "linear", "constant"):
-            raise ValueError(f"--warmup goes before cosine, linear, constant, not {args.schedule}")
+        if args.warmup and args.schedule not in WARMED:
+            raise ValueError(f"--warmup goes before {', '.join(WARMED)}, not {args.schedule}")
         self.deadline = (started or time.monotonic()) + 60 * (args.minutes or math.inf)
         self.pace = self.finishing = 0.0  # seconds that a step takes, and validating and writing
+        self.budget = self.costs = None  # plan(): seconds for its epochs, and in one at each side
         self.model, self.options = models.parse(args.model)
         self.device = predict.choose_device()
         self.precision = predict.choose_precision(self.device)
         self.computed_on = predict.computed_on(self.device, self.precision, args.compile)
-        self.epoch, self.step = 0, 0  # whole epochs done, and steps done of the next one
+        self.epoch, self.step, self.rows = 0, 0, []  # epochs done, steps of the next one, the log
         self.rate = args.lr  # of the last step
-        self.totals, self.rows = self.no_totals(), []  # of this epoch, and of the log
+        # Sums over this epoch: of the loss, of right answers, of pictures; read once an epoch.
+        self.totals = torch.zeros(3, dtype=torch.float64, device=self.device)
         self.read(augment.parse(args.augment), checkpoint, dataset)
         if args.minutes:
             args.epochs = plan(self, args.epochs)
@@ -198,10 +205,6 @@ class Run:
         """The share of all steps before this one of the epoch."""
         return (self.epoch + step / len(self.batches)) / self.args.epochs
 
-    def no_totals(self):
-        """Sums over an epoch: of the loss, of right answers, of pictures; read once an epoch."""
-        return torch.zeros(3, dtype=torch.float64, device=self.device)
-
     def state(self):
         """The checkpoint: plain tensors, numbers, strings, lists and dicts only."""
         schedule = self.schedule.state_dict()
@@ -255,9 +258,7 @@ class Run:
 
 def save(run, name="ckpt.pt"):
     """Write a checkpoint, whole or not at all; only ckpt.pt can be resumed from."""
-    state = run.state()
-    if name != "ckpt.pt":
-        del state["resume"]
+    state = {k: v for k, v in run.state().items() if k != "resume" or name == "ckpt.pt"}
     if run.rank == 0:
         data.write_file(run.out / name, lambda file: torch.save(state, file))
 
@@ -275,22 +276,11 @@ def require_finite(run, loss=0.0):
         )
 
 
-def write_log(run):
-    """log.csv and curves.png, from the rows of the run, which the checkpoint holds too."""
-    if run.rank:
-        return
-    predict.write_table(run.out / "log.csv", run.rows[0], (row.values() for row in run.rows))
-    curves = predict.draw_curves(run.rows, f"{run.args.model} on {Path(run.source).name}")
-    data.write_picture(run.out / "curves.png", curves)
-
-
 # ---------------------------------------------------------------- the loop
 
 
 def plan(run, epochs):
-    """The epochs that end well within --minutes, unless they are given, from a few steps of a run
-    that is then thrown away; and how long it takes to finish an epoch.
-    """
+    """The epochs that fit into --minutes, by a few steps of a run that is then thrown away."""
     run.args.epochs = epochs or 1
     run.build()
     run.network.train()
@@ -302,20 +292,15 @@ def plan(run, epochs):
 
     # Several processes must make the same number of steps: as few as median_seconds() takes.
     budget = 0.03 * (run.deadline - time.monotonic()) if run.world == 1 else 0
-    epoch = 0
+    run.costs = []
     for side, share in run.sides:  # the last, the slowest, is the pace that is kept
         steps = functools.partial(three_steps, side)
         run.pace = predict.median_seconds(run.device, steps, budget / len(run.sides)) / 3
-        epoch += len(run.batches) * share * run.pace
-    few = slice(256 if run.device.type == "cpu" else 1000)  # on a GPU a whole batch of logits()
-    part = run.network, run.val_images[few], run.val_labels[few], run.precision
-    validating = predict.median_seconds(run.device, lambda: predict.evaluate(*part))
-    validating *= max(1, len(run.val_labels) / few.stop)
-    writing = predict.median_seconds(run.device, lambda: torch.save(run.state(), io.BytesIO()))
-    finishing = validating + 2 * writing + 0.2  # ckpt.pt and best.pt, the curves
+        run.costs.append(len(run.batches) * share * run.pace)
+    finishing = predict.seconds_to_finish(run)
     left = 0.93 * (run.deadline - time.monotonic())  # a machine isn't always equally fast
     # All processes plan for the slowest.
-    epoch, left, finishing = predict.largest(epoch + finishing, -left, finishing)
+    epoch, left, finishing = predict.largest(sum(run.costs) + finishing, -left, finishing)
     run.finishing = 1.5 * finishing
     left += 0.5 * finishing  # of which why_stop() will see to it that it is there
     if epochs:
@@ -325,8 +310,23 @@ def plan(run, epochs):
             f"an epoch takes {epoch:,.0f} s here, and of --minutes {run.args.minutes:g} "
             f"{max(0, -left):,.0f} s are left for it: give more, or fewer pictures with --limit"
         )
+    if run.args.schedule != "cyclic":  # whose cycle depends on the number of epochs
+        run.begin, run.budget = time.monotonic(), -left
     print(f"planned: {int(-left / epoch)} epochs of {epoch:.1f} s")
     return int(-left / epoch)
+
+
+def replan(run):
+    """Plan again, in a run's first half, by its speed so far: no machine is always equally fast."""
+    if not run.budget or 2 * run.epoch >= run.args.epochs:
+        return
+    done = run.args.epochs * data.time_at(run.sides, run.done(0), run.costs)  # in average epochs
+    finishing, spent = run.finishing / 1.5, time.monotonic() - run.begin
+    (epoch,) = predict.largest((spent - run.epoch * finishing) / done + finishing)
+    epochs = max(run.epoch + 1, int(run.budget / epoch))
+    if epochs != run.args.epochs:
+        print(f"planned anew: {epochs} epochs of {epoch:.1f} s")
+    run.args.epochs = epochs
 
 
 def train_step(run, epoch, step, x, y):
@@ -392,21 +392,21 @@ def finish_epoch(run):
         row.update(val_loss=loss / run.val_count, val_acc=right / run.val_count)
     if run.args.schedule == "plateau":
         run.schedule.step(row["train_loss"] if row["val_loss"] == "" else row["val_loss"])
-    run.epoch, run.step, run.totals = run.epoch + 1, 0, run.no_totals()
+    run.epoch, run.step, run.totals = run.epoch + 1, 0, torch.zeros_like(run.totals)
     return row
 
 
 def fit(run):
     """Train to the last epoch, writing after each: best.pt, log.csv, curves.png, ckpt.pt last."""
     predict.print_start(run)
-    if run.rows:  # resumed: cut the log back to what the checkpoint knows
-        write_log(run)
+    predict.write_log(run)  # resumed: cut back to what the checkpoint knows
     with predict.stop_signals() as stop, warnings.catch_warnings():
         # Where float16 overflows, the scaler skips the optimizer's step, and torch wonders.
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         while run.epoch < run.args.epochs:
             progress = data.Progress()
             why = train_steps(run, stop, progress)
+            run.totals.tolist()  # waits until a GPU has done all steps
             speed = progress.speed()
             progress.close()
             if why:
@@ -423,9 +423,10 @@ def fit(run):
             run.rows.append(
                 {key: float(f"{x:.6g}") if isinstance(x, float) else x for key, x in row.items()}
             )
+            replan(run)
             if predict.best_row(run.rows) is run.rows[-1]:
                 save(run, "best.pt")
-            write_log(run)
+            predict.write_log(run)
             save(run)
             print(predict.table_row(run.rows[-1]))
             run.finishing = 1.5 * (time.monotonic() - begin)
@@ -488,8 +489,7 @@ FLAGS = [
      f"=S is a strength, :P a probability; clean, {', '.join(augment.AUGMENTATIONS)}"),
     ("data", "--size", "S", data.SIDE, "", "pixels of each side (default: their own)"),
     ("data", "--limit", "N", SEVERAL, "", "at most N labelled pictures, of all classes alike"),
-    ("data", "--grow", "S", data.SIDE, "", "begin with pictures of S pixels and end with "
-     "--size, in three parts, about equally long"),
+    ("data", "--grow", "S", data.SIDE, "", "from S pixels to --size, in three parts equally long"),
     ("data", "--mixup", "ALPHA", DECAY, "", "mix pictures in pairs"),
     ("data", "--cutmix", "ALPHA", DECAY, "", "paste a part of a picture into another"),
     ("model", "--model", "NAME", str, "F1 to F7",
@@ -497,8 +497,7 @@ FLAGS = [
     ("optimisation", "--optimizer", "NAME", ["sgd", "adam"], "V4", "sgd or adam"),
     ("optimisation", "--lr", "RATE", POSITIVE, "F1, F8", "highest learning rate"),
     ("optimisation", "--schedule", "NAME", list(SCHEDULES), "B1 to B4, F1", ", ".join(SCHEDULES)),
-    ("optimisation", "--warmup", "SHARE", SHARE, "", "of the steps, in which the rate rises to "
-     "--lr (cosine, linear, constant)"),
+    ("optimisation", "--warmup", "SHARE", SHARE, "", f"of steps, to --lr ({', '.join(WARMED)})"),
     ("optimisation", "--epochs", "N", ONE_OR_MORE, "F9", "passes over the training set"),
     ("optimisation", "--batch-size", "N", SEVERAL, "all", "pictures a step, of each process"),
     ("optimisation", "--momentum", "M", SHARE, "all", "of SGD"),
@@ -531,6 +530,7 @@ def parse_args(argv=None, script="train.py"):
     defaults = {**DEFAULTS, **RECIPES[args.recipe or "report"]}
     if args.minutes and not args.epochs:
         defaults["epochs"] = None  # plan() counts them
+    defaults["warmup"] *= given.get("schedule", WARMED[0]) in WARMED  # a recipe's is for these
     return argparse.Namespace(**{**vars(args), **defaults, **given}, given=given)
 
 

@@ -254,7 +254,7 @@ def test_half_precision_keeps_weights_whole_and_resumes_with_its_loss_scale(
     small = ["--limit", "24", "--epochs", "3"]
     train.main([*flags(homework, whole), *small])
     with monkeypatch.context() as patch:
-        patch.setattr(train, "write_log", interrupt_in_epoch(2))
+        patch.setattr(predict, "write_log", interrupt_in_epoch(2))
         with pytest.raises(SystemExit):
             train.main([*flags(homework, cut), *small])
     assert torch.load(cut / "ckpt.pt", weights_only=True)["epoch"] == 1
@@ -270,7 +270,7 @@ def test_half_precision_keeps_weights_whole_and_resumes_with_its_loss_scale(
 
 def interrupt_in_epoch(number):
     """A write_log that acts as Ctrl-C in the epoch of this number."""
-    write_log = train.write_log
+    write_log = predict.write_log
 
     def interrupted(run):
         if run.epoch == number:
@@ -546,6 +546,23 @@ def test_narrow_networks_train_in_memory_of_their_own(tmp_path, width):
     assert (status, stderr) == (0, "")
 
 
+def test_momentum_is_none_where_float16_overflows_in_the_first_step():
+    network = torch.nn.Linear(50, 50)
+    optimizer = train.make_optimizer(network, train.parse_args(["--recipe", "quick"]))
+    for weight in network.parameters():
+        weight.grad = torch.full_like(weight, math.inf)
+    optimizer.found_inf, optimizer.grad_scale = torch.ones(1), torch.ones(1)  # as a scaler does
+    optimizer.step()
+    assert all(not state["momentum_buffer"].any() for state in optimizer.state.values())
+
+
+def test_a_recipes_flags_give_way_to_those_beside_it():
+    args = train.parse_args(["--recipe", "quick", "--schedule", "cyclic"])
+    assert (args.schedule, args.warmup, args.nesterov) == ("cyclic", 0, True)
+    args = train.parse_args(["--recipe", "quick", "--schedule", "cyclic", "--warmup", "0.2"])
+    assert args.warmup == 0.2  # which Run refuses
+
+
 def test_a_short_cyclic_run_makes_one_whole_cycle():
     def rates(epochs, steps):
         args = train.parse_args(["--schedule", "cyclic", "--lr", "0.1", "--epochs", str(epochs)])
@@ -617,6 +634,21 @@ def test_where_the_machine_slows_down_a_run_stops_in_time_to_be_resumed(
     train.main([*given, "--resume"])
     log = columns(tmp_path / "log.csv")
     assert len(log) == 2 and float(log[-1]["lr"]) < 1e-3
+
+
+@pytest.mark.parametrize("grow", [[], ["--grow", "16", "--size", "24"]])
+def test_a_plan_made_beside_other_work_is_made_anew(homework, tmp_path, monkeypatch, capsys, grow):
+    clock = Clock(monkeypatch)
+    measured = predict.median_seconds
+    monkeypatch.setattr(  # a budget of time is given for the steps alone
+        predict, "median_seconds", lambda *rest: measured(*rest) * (2 if len(rest) == 3 else 1)
+    )
+    given = ["--data", str(homework), "--model", TINY, "--lr", "0.1", "--val", "0.2", *grow]
+    train.main([*given, "--batch-size", "4", "--minutes", "4", "--out", str(tmp_path)])
+    said, log = capsys.readouterr().out, columns(tmp_path / "log.csv")
+    assert "planned: 3 epochs of 53.2 s" in said and "planned anew: " in said
+    assert len(log) >= 6 and float(log[-1]["lr"]) < 2e-3 and clock.now < 340
+    assert torch.load(tmp_path / "ckpt.pt")["args"]["epochs"] == len(log)
 
 
 def test_epochs_that_do_not_fit_into_the_minutes_are_refused_or_stopped(
