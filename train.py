@@ -324,9 +324,9 @@ def replan(run):
     finishing, spent = run.finishing / 1.5, time.monotonic() - run.begin
     (epoch,) = predict.largest((spent - run.epoch * finishing) / done + finishing)
     epochs = max(run.epoch + 1, int(run.budget / epoch))
-    if epochs != run.args.epochs:
+    if abs(epochs - run.args.epochs) >= 0.05 * run.args.epochs:
         print(f"planned anew: {epochs} epochs of {epoch:.1f} s")
-    run.args.epochs = epochs
+        run.args.epochs = epochs
 
 
 def train_step(run, epoch, step, x, y):
