@@ -57,7 +57,8 @@ RECIPES = {
         nesterov=True, label_smoothing=0.1, mixup=0.2, cutmix=1.0,
     ),
 }  # fmt: skip
-DEFAULTS = dict(RECIPES["report"], out=".", seed=0, warmup=0, label_smoothing=0, mixup=0, cutmix=0)
+DEFAULTS = dict(RECIPES["report"], recipe="report", out=".", seed=0)
+DEFAULTS.update(warmup=0, label_smoothing=0, mixup=0, cutmix=0)
 FILES = ["ckpt.pt", "best.pt", "log.csv", "curves.png"]  # what a run writes into --out
 WARMED = "cosine linear constant".split()  # schedules that --warmup goes before
 MAY_CHANGE = "data out resume minutes compile".split()  # flags that --resume may give anew
@@ -317,14 +318,13 @@ def plan(run, epochs):
 
 
 def replan(run):
-    """Plan again, in a run's first half, by its speed so far: no machine is always equally fast."""
-    if not run.budget or 2 * run.epoch >= run.args.epochs:
-        return
-    done = run.args.epochs * data.time_at(run.sides, run.done(0), run.costs)  # in average epochs
-    finishing, spent = run.finishing / 1.5, time.monotonic() - run.begin
+    """Plan again by the speed of a run so far: no machine is always equally fast."""
+    planned, spent = run.args.epochs, time.monotonic() - run.begin
+    done = planned * data.time_at(run.sides, run.done(0), run.costs)  # in average epochs
+    finishing = min(run.finishing / 1.5, spent / run.epoch)
     (epoch,) = predict.largest((spent - run.epoch * finishing) / done + finishing)
     epochs = max(run.epoch + 1, int(run.budget / epoch))
-    if abs(epochs - run.args.epochs) >= 0.05 * run.args.epochs:
+    if abs(epochs - planned) >= 0.05 * planned:
         print(f"planned anew: {epochs} epochs of {epoch:.1f} s")
         run.args.epochs = epochs
 
@@ -423,7 +423,8 @@ def fit(run):
             run.rows.append(
                 {key: float(f"{x:.6g}") if isinstance(x, float) else x for key, x in row.items()}
             )
-            replan(run)
+            if run.budget and 2 * run.epoch < run.args.epochs:
+                replan(run)
             if predict.best_row(run.rows) is run.rows[-1]:
                 save(run, "best.pt")
             predict.write_log(run)
@@ -497,14 +498,14 @@ FLAGS = [
     ("optimisation", "--optimizer", "NAME", ["sgd", "adam"], "V4", "sgd or adam"),
     ("optimisation", "--lr", "RATE", POSITIVE, "F1, F8", "highest learning rate"),
     ("optimisation", "--schedule", "NAME", list(SCHEDULES), "B1 to B4, F1", ", ".join(SCHEDULES)),
-    ("optimisation", "--warmup", "SHARE", SHARE, "", f"of steps, to --lr ({', '.join(WARMED)})"),
+    ("optimisation", "--warmup", "SHARE", SHARE, "", f"of steps that rise to --lr ({', '.join(WARMED)})"),
     ("optimisation", "--epochs", "N", ONE_OR_MORE, "F9", "passes over the training set"),
     ("optimisation", "--batch-size", "N", SEVERAL, "all", "pictures a step, of each process"),
     ("optimisation", "--momentum", "M", SHARE, "all", "of SGD"),
     ("optimisation", "--nesterov", "", bool, "", "Nesterov's momentum"),
     ("optimisation", "--weight-decay", "D", DECAY, "F12", "L2 penalty on all weights"),
     ("optimisation", "--label-smoothing", "SHARE", SHARE, "", "of an answer, for all classes"),
-    ("run", "--recipe", "NAME", list(RECIPES), "", f"{', '.join(RECIPES)} (default: report)"),
+    ("run", "--recipe", "NAME", list(RECIPES), "", ", ".join(RECIPES)),
     ("run", "--minutes", "M", POSITIVE, "", "end within M minutes: by as many epochs as fit; with "
      "--epochs by stopping in time, to be resumed"),
     ("run", "--resume", "", bool, "", "go on with the ckpt.pt in --out, with its flags"),
@@ -522,8 +523,7 @@ def parse_args(argv=None, script="train.py"):
     for group, flag, metavar, kind, section, text in FLAGS:
         default = DEFAULTS.get(flag[2:].replace("-", "_"))
         text += "" if default in (None, ".") else f" (default: {default})"
-        text += f" [report {section}]" if section else ""
-        flags.append((group, flag, metavar, kind, text))
+        flags.append((group, flag, metavar, kind, text + f" [report {section}]" * bool(section)))
     about = "Train a picture classifier: python train.py [flags] (for [report F1] see the README)"
     args = data.parse_flags(script, about, flags, argv)
     given = {name: value for name, value in vars(args).items() if value is not None}

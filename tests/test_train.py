@@ -559,6 +559,7 @@ def test_momentum_is_none_where_float16_overflows_in_the_first_step():
 def test_a_recipes_flags_give_way_to_those_beside_it():
     args = train.parse_args(["--recipe", "quick", "--schedule", "cyclic"])
     assert (args.schedule, args.warmup, args.nesterov) == ("cyclic", 0, True)
+    assert train.parse_args([]).recipe == "report"
     args = train.parse_args(["--recipe", "quick", "--schedule", "cyclic", "--warmup", "0.2"])
     assert args.warmup == 0.2  # which Run refuses
 
