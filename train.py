@@ -498,7 +498,7 @@ FLAGS = [
     ("optimisation", "--optimizer", "NAME", ["sgd", "adam"], "V4", "sgd or adam"),
     ("optimisation", "--lr", "RATE", POSITIVE, "F1, F8", "highest learning rate"),
     ("optimisation", "--schedule", "NAME", list(SCHEDULES), "B1 to B4, F1", ", ".join(SCHEDULES)),
-    ("optimisation", "--warmup", "SHARE", SHARE, "", f"of steps that rise to --lr ({', '.join(WARMED)})"),
+    ("optimisation", "--warmup", "SHARE", SHARE, "", "of the steps, while the rate rises to --lr"),
     ("optimisation", "--epochs", "N", ONE_OR_MORE, "F9", "passes over the training set"),
     ("optimisation", "--batch-size", "N", SEVERAL, "all", "pictures a step, of each process"),
     ("optimisation", "--momentum", "M", SHARE, "all", "of SGD"),
