@@ -53,7 +53,9 @@ SMALLEST, LARGEST = 16, 512  # sides in pixels: below, no network fits; above, i
 FORMATS = ["JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM"]
 MOST_PIXELS = 50_000_000  # in a picture: a large photograph
 MOST_BYTES = 64 << 20  # in a file: such a photograph, or a table of two million rows
-MOST_USELESS = 100_000  # entries that are empty, or neither picture nor table, beyond one of each
+# Entries of an archive that are empty, or neither picture nor table, beyond one for each picture
+# (macOS adds such).
+MOST_USELESS = 100_000
 TOO_MUCH = "it unpacks to far more than pictures take"
 
 
@@ -160,8 +162,8 @@ def find_source(places=("data", "/kaggle/input")):
     for place in map(Path, places):
         if not place.is_dir():
             continue
-        found = [name for name, folder in CIFAR.items() if (place / folder).is_dir()]
-        found = found if place == Path("data") else []  # where load_cifar() looks
+        ours = CIFAR if place == Path("data") else {}  # load_cifar() looks nowhere else
+        found = [name for name, folder in ours.items() if (place / folder).is_dir()]
         for child in sorted(place.iterdir()):
             is_archive = child.name.endswith(ARCHIVES) and not child.name.startswith("cifar-")
             if is_archive or (child.is_dir() and has_layout(child)):
@@ -424,12 +426,11 @@ def folder_layout(files, found=None):
     """
     found = found or {name: name for name in files.names if is_picture(name)}
     paths = [PurePosixPath(path).parts for path in found]
-    root = os.path.commonprefix([parts[:-1] for parts in paths]) or ()
     roots = {parts[: parts.index("train")] for parts in paths if "train" in parts[:-2]}
     if len(roots) > 1:
         trains = sorted("/".join([*root, "train"]) for root in roots)
         raise ValueError(f"{files.path} has several train/: {listed(trains)}; name one folder")
-    root = roots.pop() if roots else root  # even where there is nothing beside it
+    root = roots.pop() if roots else os.path.commonprefix([parts[:-1] for parts in paths])
     # What lies elsewhere keeps its name alone, which is in no class folder.
     top = [x[len(root) :] if x[:-1][: len(root)] == root else x[-1:] for x in paths]
     has_train = any(parts[0] == "train" and len(parts) == 3 for parts in top)

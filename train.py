@@ -292,11 +292,11 @@ def plan(run, epochs):
             train_step(run, 0, 0, data.resized(x, side), y)
 
     # Several processes must make the same number of steps: as few as median_seconds() takes.
-    budget = 0.03 * (run.deadline - time.monotonic()) if run.world == 1 else 0
+    trying = 0.03 * (run.deadline - time.monotonic()) if run.world == 1 else 0
     run.costs = []
     for side, share in run.sides:  # the last, the slowest, is the pace that is kept
         steps = functools.partial(three_steps, side)
-        run.pace = predict.median_seconds(run.device, steps, budget / len(run.sides)) / 3
+        run.pace = predict.median_seconds(run.device, steps, trying / len(run.sides)) / 3
         run.costs.append(len(run.batches) * share * run.pace)
     finishing = predict.seconds_to_finish(run)
     left = 0.93 * (run.deadline - time.monotonic())  # a machine isn't always equally fast
@@ -318,7 +318,7 @@ def plan(run, epochs):
 
 
 def replan(run):
-    """Plan again by the speed of a run so far: no machine is always equally fast."""
+    """Plan again, while half of a run is ahead, by its speed so far: that of machines varies."""
     planned, spent = run.args.epochs, time.monotonic() - run.begin
     done = planned * data.time_at(run.sides, run.done(0), run.costs)  # in average epochs
     finishing = min(run.finishing / 1.5, spent / run.epoch)
