@@ -273,6 +273,8 @@ def parse_step(text):
         raise ValueError(f"the probability in {text!r} should be between 0 and 1")
     if equals and not 0 <= step.strength <= default.highest:
         raise ValueError(f"the {default.meaning} in {text!r} should be 0 to {default.highest}")
+    if equals and default.meaning == "pixels" and step.strength % 1:
+        raise ValueError(f"the pixels in {text!r} should be a whole number")
     return step
 
 

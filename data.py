@@ -48,6 +48,11 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
 OWN = {f"{name}.png" for name in "curves search compare confusions mistakes data augment".split()}
 ANNOTATIONS = "val_annotations.txt"  # Tiny ImageNet's own labels of its validation part
 CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # torchvision's folders
+MOUNTS = {"competitions": "*", "datasets": "*/*", "notebooks": "*/*"}  # below Kaggle's input
+PARTS = {  # of a data set, by what folders are called
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
 SMALLEST, LARGEST = 16, 512  # sides in pixels: below, no network fits; above, it isn't small
 # What a stranger's files may take. Pillow has readers that start other programs: these don't.
 FORMATS = ["JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM"]
@@ -164,10 +169,11 @@ def find_source(places=("data", "/kaggle/input")):
             continue
         ours = CIFAR if place == Path("data") else {}  # load_cifar() looks nowhere else
         found = [name for name, folder in ours.items() if (place / folder).is_dir()]
-        for child in sorted(place.iterdir()):
-            is_archive = child.name.endswith(ARCHIVES) and not child.name.startswith("cifar-")
-            if is_archive or (child.is_dir() and has_layout(child)):
+        for child in children(place):
+            if is_archive(child) or (child.is_dir() and has_layout(child)):
                 found.append(str(child))
+            elif child.is_dir():
+                found += [str(path) for path in sorted(child.iterdir()) if is_archive(path)]
         itself = any((place / name).exists() for name in ("labels.csv", "trainval", "train"))
         if itself or (not found and has_layout(place)):
             found = [str(place)]
@@ -178,11 +184,28 @@ def find_source(places=("data", "/kaggle/input")):
         if found:
             print(f"data: {found[0]} (found below {place}/; --data names another)")
             return found[0]
+        if any(map(is_picture, Files(place).names)):
+            raise ValueError(
+                f"{place} holds pictures, but as no data set known here: choose with --data PATH, "
+                "or the built-in demo with --data demo"
+            )
     print(
         "*** No --data, and nothing below data/ or /kaggle/input/: this is the built-in DEMO, ***"
     )
     print("*** ten classes of drawn textures. Its figures say nothing about real pictures.     ***")
     return "demo"
+
+
+def children(place):
+    """What lies in a folder; below /kaggle/input what was added to the notebook, each by itself."""
+    mounts = {} if place == Path("data") else MOUNTS
+    for child in sorted(place.iterdir()):
+        yield from sorted(child.glob(mounts[child.name])) if child.name in mounts else [child]
+
+
+def is_archive(path):
+    """Whether it may be a data set in one file; those that torchvision unpacks are none."""
+    return path.name.endswith(ARCHIVES) and not path.name.startswith("cifar-")
 
 
 def has_layout(folder):
@@ -319,48 +342,56 @@ def describe(files):
 
 
 def homework_layout(files):
-    """labels.csv (id, category; any header) with trainval/ and perhaps test/, at any depth."""
+    """labels.csv (id, category; any header) with trainval/ and perhaps test/, at any depth.
+
+    Without a trainval/ it is train/ that holds what the table labels.
+    """
     tables = [name for name in files.names if PurePosixPath(name).name == "labels.csv"]
+    has_trainval = any("/trainval/" in f"/{name}" for name in files.names)
     if not tables:
-        if any("trainval" in PurePosixPath(name).parts for name in files.names):
+        if has_trainval:
             raise ValueError(f"{files.path} has a folder trainval/ but no labels.csv")
         return None
     if len(tables) > 1:
         raise ValueError(
             f"{files.path} has several labels.csv: {', '.join(tables)}; name one folder"
         )
-    pictures, test = pictures_below(files, "trainval"), pictures_below(files, "test")
+    folder = "trainval" if has_trainval else "train"
+    pictures, test = pictures_below(files, folder)
     if not pictures:
-        raise ValueError(f"{files.path} has {tables[0]} but no pictures in a folder trainval/")
+        raise ValueError(
+            f"{files.path} has {tables[0]} but no pictures in a folder trainval/ or train/; where "
+            "each class has a folder, name the one that holds these"
+        )
     columns, rows = read_labels(files.read(tables[0]), tables[0], 2 * len(pictures) + 10_000)
     if not any(i in pictures for _, i, _ in rows):  # ids without suffix, in the submission as well
-        pictures, test = (pictures_below(files, x, bare=True) for x in ("trainval", "test"))
+        pictures, test = pictures_below(files, folder, bare=True)
     if columns[0] in pictures:
         raise ValueError(f"{tables[0]} has no header: its first row already names a picture")
     missing = [f"row {n} ({i})" for n, i, _ in rows if i not in pictures]
     if missing:
         raise ValueError(
-            f"{len(missing)} rows of {tables[0]} name no picture in trainval/: {listed(missing)}"
+            f"{len(missing)} rows of {tables[0]} name no picture in {folder}/: {listed(missing)}"
         )
     rows = [(i, category, pictures[i]) for _, i, category in rows]
     return labelled_by(files, rows, test, columns=columns)
 
 
 def pictures_below(files, folder, bare=False):
-    """{name below the folder: full name} of its pictures, at any depth, also doubled; bare: names
-    without suffix.
+    """({name below the folder: full name} of its pictures, at any depth, also doubled; the same of
+    test/). bare: names without suffix.
     """
-    found = {}
-    for name in files.names:
-        parts = PurePosixPath(name).parts
-        depths = [i for i, part in enumerate(parts[:-1]) if part in ("trainval", "test")]
-        if depths and parts[depths[-1]] == folder and is_picture(name):
+    found = {folder: {}, "test": {}}
+    for name in filter(is_picture, files.names):
+        parts = name.split("/")
+        depths = [i for i, part in enumerate(parts[:-1]) if part in found]
+        if depths:
             path = PurePosixPath(*parts[depths[-1] + 1 :])
-            i = str(path.with_suffix("") if bare else path)
-            if i in found:
-                raise ValueError(f"two pictures are {i}: {found[i]} and {name}; keep one")
-            found[i] = name
-    return found
+            i, there = str(path.with_suffix("") if bare else path), found[parts[depths[-1]]]
+            if i in there:
+                raise ValueError(f"two pictures are {i}: {there[i]} and {name}; keep one")
+            there[i] = name
+    return found[folder], found["test"]
 
 
 def read_labels(content, name, most):
@@ -419,6 +450,11 @@ def tiny_imagenet_layout(files):
     return folder_layout(files, found)
 
 
+def part_of(name):
+    """'train', 'val' or 'test' where a folder is called like such a part, else None."""
+    return PARTS.get(name.lower())
+
+
 def folder_layout(files, found=None):
     """train/<class>/* (with val/<class>/*, if there), or <class>/* alone; test/* isn't a class.
 
@@ -426,19 +462,20 @@ def folder_layout(files, found=None):
     """
     found = found or {name: name for name in files.names if is_picture(name)}
     paths = [PurePosixPath(path).parts for path in found]
-    roots = {parts[: parts.index("train")] for parts in paths if "train" in parts[:-2]}
+    at = [[part_of(name) for name in parts[:-2]] for parts in paths]
+    roots = {parts[: x.index("train")] for parts, x in zip(paths, at) if "train" in x}
     if len(roots) > 1:
         trains = sorted("/".join([*root, "train"]) for root in roots)
         raise ValueError(f"{files.path} has several train/: {listed(trains)}; name one folder")
     root = roots.pop() if roots else os.path.commonprefix([parts[:-1] for parts in paths])
     # What lies elsewhere keeps its name alone, which is in no class folder.
     top = [x[len(root) :] if x[:-1][: len(root)] == root else x[-1:] for x in paths]
-    has_train = any(parts[0] == "train" and len(parts) == 3 for parts in top)
+    has_train = any(part_of(parts[0]) == "train" and len(parts) == 3 for parts in top)
     rows, test, left_out = [], {}, []
     for name, parts in zip(found.values(), top):
-        if has_train and len(parts) == 3 and parts[0] in ("train", "val"):
+        if has_train and len(parts) == 3 and part_of(parts[0]) in ("train", "val"):
             rows.append(("/".join(parts), parts[1], name))
-        elif parts[0] == "test" and len(parts) > 1:
+        elif part_of(parts[0]) == "test" and len(parts) > 1:
             test["/".join(parts[1:])] = name
         elif not has_train and len(parts) == 2:
             rows.append(("/".join(parts), parts[0], name))
@@ -446,9 +483,15 @@ def folder_layout(files, found=None):
             left_out.append(name)
     if not rows:
         return None
-    is_val = torch.tensor([has_train and i.startswith("val/") for i, _, _ in rows])
+    is_val = torch.tensor([has_train and part_of(i.split("/")[0]) == "val" for i, _, _ in rows])
     is_val = is_val if is_val.any() else None
     dataset = labelled_by(files, rows, test, is_val=is_val, left_out=left_out)
+    names = [x for x in dataset.classes if part_of(re.sub("[_-]?(images?|set|data)$", "", x))]
+    if len(names) > 1 and not has_train:
+        raise ValueError(
+            f"{listed(names)} in {files.path} look like parts of a data set, not like classes: "
+            "expected labels.csv with trainval/, train/<class>/* or <class>/*"
+        )
     index = {f"{category}/": k for k, category in enumerate(dataset.classes)}
     labels = [index.get(i[: i.find("/") + 1]) for i in test]
     if labels and None not in labels:  # test/<class>/*: the answers are there
@@ -869,10 +912,9 @@ def time_at(sides, done, costs=None):
     """The share of a run's time after this share of its steps, given what each side takes of it;
     None: each takes equally long.
     """
-    costs, parts, begin = costs or [1] * len(sides), 0, 0
-    for (_, share), cost in zip(sides, costs):
-        parts, begin = parts + cost * min(max(done - begin, 0) / share, 1), begin + share
-    return parts / sum(costs)
+    steps = [0, *itertools.accumulate(share for _, share in sides)]
+    times = [0, *itertools.accumulate(costs or [1] * len(sides))]
+    return float(np.interp(done, steps, times)) / times[-1]
 
 
 def resized(images, side):
@@ -1190,12 +1232,11 @@ def print_duplicates(groups):
 
 def print_survey(dataset):
     """Layout, counts, classes, sizes, balance, mean and std, duplicates."""
-    counts = Counter(dict.fromkeys(range(len(dataset.classes)), 0))
-    counts.update(dataset.labels.tolist())
-    (most, high), *_, (least, low) = counts.most_common()
+    counts = dataset.labels.bincount(minlength=len(dataset.classes))
+    low, high = int(counts.min()), int(counts.max())
     balance = f"{high:,} pictures each"
     if low < high:
-        least, most = dataset.classes[least], dataset.classes[most]
+        least, most = (dataset.classes[int(i)] for i in (counts.argmin(), counts.argmax()))
         balance = f"from {low:,} ({least}) to {high:,} ({most}) pictures"
     test, answers = len(dataset.test_ids), "" if dataset.test_labels is None else ", with answers"
     val = "none of its own" if dataset.is_val is None else f"{int(dataset.is_val.sum()):,} of these"

@@ -228,6 +228,7 @@ def test_a_mix_says_which_copies_there_are():
         ("hflip:often", "'hflip:often' should read name"),
         ("hflip=3", "hflip takes no strength"),
         ("rotate=200", "the degrees in 'rotate=200' should be 0 to 180"),
+        ("hflip,shift=0.5", "the pixels in 'shift=0.5' should be a whole number"),
         ("perspective=-1:0.5", "the distortion in 'perspective=-1:0.5' should be 0 to 1"),
         ("resizedcrop=nan", "the least share of the area in 'resizedcrop=nan' should be"),
         ("elastic=much", "'elastic=much' should read name"),

@@ -103,6 +103,28 @@ def test_one_folder_a_class(tmp_path):
     assert data.load(write_folders(tmp_path / "z", "train/1", "train/2")).classes == ["1", "2"]
     packed = data.load(pack(tmp_path / "x", tmp_path / "x.zip"))
     assert packed.ids == dataset.ids and torch.equal(packed.images, dataset.images)
+    parts = ["Training/a", "Training/b", "valid/b", "Testing/a", "Testing/b"]
+    other = data.load(write_folders(tmp_path / "other", *parts))
+    assert (other.classes, other.val_indices.tolist()) == (["a", "b"], [6, 7, 8])
+    assert other.test_labels.tolist() == [0] * 3 + [1] * 3
+
+
+def test_parts_are_not_taken_for_classes(tmp_path):
+    write_folders(tmp_path, "x/train_images", "x/test-images", "y/train", "y/van", "y/test_tube")
+    with pytest.raises(ValueError, match="test-images, train_images in .* like parts of a data"):
+        data.load(tmp_path / "x")
+    assert data.load(tmp_path / "y").classes == ["test_tube", "train", "van"]
+
+
+def test_a_table_may_label_the_pictures_in_train(homework, tmp_path):
+    plain = data.load(homework)
+    (homework / "trainval").rename(homework / "train")
+    dataset = data.load(homework)
+    assert (dataset.fingerprint, dataset.test_ids) == (plain.fingerprint, plain.test_ids)
+    write_folders(tmp_path / "x", "images/cat", "images/dog")
+    shutil.copy(homework / "labels.csv", tmp_path / "x")
+    with pytest.raises(ValueError, match="trainval/ or train/; where each class has a folder"):
+        data.load(tmp_path / "x")
 
 
 def write_tiny_imagenet(folder):
@@ -311,6 +333,29 @@ def test_the_source_is_looked_for_and_said(tmp_path, monkeypatch, capsys, homewo
     assert data.find_source([split]) == str(split)
     elsewhere = write_folders(tmp_path / "input" / "pets", "train/cat", "train/dog")
     assert data.find_source(["nowhere", tmp_path / "input"]) == str(elsewhere)
+
+
+def test_each_of_kaggles_mounts_is_a_source_by_itself(tmp_path, homework, capsys):
+    place = tmp_path / "input"
+    (place / "notebooks" / "me" / "former").mkdir(parents=True)
+    (place / "notebooks" / "me" / "former" / "ckpt.pt").write_bytes(b"a checkpoint")
+    assert data.find_source([place]) == "demo"
+    competition = shutil.copytree(homework, place / "competitions" / "bhw1")
+    assert data.find_source([place]) == str(competition)
+    pets = write_folders(place / "datasets" / "you" / "pets", "cat", "dog")
+    with pytest.raises(ValueError, match=f"choose with --data {competition} or {pets}"):
+        data.find_source([place])
+    shutil.rmtree(competition)
+    shutil.rmtree(pets)
+    pets.mkdir()
+    archive = pack(homework, pets / "bhw1.zip")
+    assert data.find_source([place]) == str(archive)
+    archive.unlink()
+    write_folders(pets, "train/train/cat", "train/train/dog")  # no layout: and never the demo
+    capsys.readouterr()
+    with pytest.raises(ValueError, match="input holds pictures, but as no data set known here"):
+        data.find_source([place])
+    assert not capsys.readouterr().out
 
 
 def test_sizes_are_made_equal(homework, capsys):
