@@ -975,6 +975,8 @@ def sentences(script, quiet=False, interrupted="interrupted"):
     """End the process with one sentence on what goes wrong inside: with status 2 where the flags or
     the data are wrong, 1 where the work failed (unsaid if quiet, for processes that agree on it).
     """
+    with suppress(AttributeError):  # a notebook's has neither that nor letters that it can't show
+        sys.stdout.reconfigure(errors="replace")
     try:
         yield
         sys.stdout.flush()
@@ -1003,6 +1005,8 @@ def explained(error):
         return "out of memory: try a smaller --batch-size, --size or network"
     if re.search("connection closed|reset by peer|broken pipe|timed out", text):
         return "another process of this run ended; --resume goes on after a finished epoch"
+    if "torch.compile" in text and "support" in text:  # a Python that is too new for this torch
+        return f"{error}: leave --compile out"
     if re.search("compiler|triton", text):
         return "--compile needs a C++ compiler, on a GPU triton: leave it out, or install one"
     raise error

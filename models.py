@@ -433,7 +433,7 @@ def load_checkpoint(path, device="cpu"):
         raise FileNotFoundError(f"there is no checkpoint {path}: train.py writes ckpt.pt, best.pt")
     try:
         check_archive(path)
-        saved = torch.load(path, map_location=device, weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
         wrong = [key for key, kind in FIELDS.items() if not isinstance(saved.get(key), kind)]
         if wrong or saved["format"] != 1:  # the only one so far
             raise ValueError(f"it has no {', '.join(wrong) or 'format 1'}")
@@ -450,6 +450,8 @@ def load_checkpoint(path, device="cpu"):
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
             network = build_model(*named, **saved["options"])
         network.load_state_dict(saved["weights"])
+    except PermissionError:
+        raise
     except Exception as error:  # whatever a damaged or hostile file makes its readers raise
         reason = str(error) if type(error) is ValueError else "it is damaged, or of another network"
         raise ValueError(f"{path} is not a checkpoint of this train.py: {reason:.200}") from error

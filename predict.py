@@ -133,10 +133,12 @@ def computed_on(device, precision, compiled=False):
 
 
 @contextmanager
-def environment(device):
+def environment(device, compiled=False):
     """Join the processes that torchrun started, if it did, and let a GPU choose its algorithms;
     afterwards all is as it was.
     """
+    if compiled:  # what a notebook compiled before counts towards torch's eight variants
+        torch.compiler.reset()
     before = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -144,13 +146,13 @@ def environment(device):
         torch.set_float32_matmul_precision("high")  # TF32, for what isn't in half precision anyway
     try:
         if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+            nccl = device.type == "cuda" and dist.is_nccl_available()  # Windows has none
+            dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo")
         yield
-        if processes()[1] > 1:  # while a thread of torch 2.4 holds the last sum, what follows hangs
-            time.sleep(0.1)
-    finally:
-        if processes()[1] > 1:
+        if processes()[1] > 1:  # where all came to the end: one alone might wait for the others
+            time.sleep(0.1)  # while a thread of torch 2.4 holds the last sum, what follows hangs
             dist.destroy_process_group()
+    finally:
         torch.backends.cudnn.benchmark = before[0]
         torch.set_float32_matmul_precision(before[1])
 
@@ -159,11 +161,11 @@ def median_seconds(device, function, budget=0.0):
     """Median seconds of a call, the first not counted: of two, or of more within a budget."""
     times = []
     while len(times) < 3 or (sum(times) < budget and len(times) < 50):
-        begin = time.monotonic()
+        begin = time.perf_counter()  # monotonic() ticks 64 times a second on Windows
         function()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        times.append(time.monotonic() - begin)
+        times.append(time.perf_counter() - begin)
     return statistics.median(times[1:])
 
 

@@ -170,8 +170,7 @@ class Run:
         self.classes, self.size = dataset.classes, args.size
         self.sides = data.growing(args.grow, self.size)
         self.mean, self.std = data.statistics(dataset.images, train)
-        images = data.on_device(dataset.images, self.device)
-        labels = dataset.labels.to(self.device)
+        images, labels = data.on_device(dataset.images, self.device), dataset.labels.to(self.device)
         self.val_count, val = len(val), val[self.rank :: self.world]
         self.val_images, self.val_labels = images[val.to(images.device)], labels[val]
         # What one step sees stays the same when a run is resumed with more processes or fewer.
@@ -292,29 +291,29 @@ def plan(run, epochs):
             train_step(run, 0, 0, data.resized(x, side), y)
 
     # Several processes must make the same number of steps: as few as median_seconds() takes.
-    trying = 0.03 * (run.deadline - time.monotonic()) if run.world == 1 else 0
+    trying = 0.03 * (run.deadline - time.monotonic()) / len(run.sides) if run.world == 1 else 0
     run.costs = []
     for side, share in run.sides:  # the last, the slowest, is the pace that is kept
         steps = functools.partial(three_steps, side)
-        run.pace = predict.median_seconds(run.device, steps, trying / len(run.sides)) / 3
+        run.pace = predict.median_seconds(run.device, steps, trying) / 3
         run.costs.append(len(run.batches) * share * run.pace)
     finishing = predict.seconds_to_finish(run)
     left = 0.93 * (run.deadline - time.monotonic())  # a machine isn't always equally fast
     # All processes plan for the slowest.
-    epoch, left, finishing = predict.largest(sum(run.costs) + finishing, -left, finishing)
+    epoch, late, finishing = predict.largest(sum(run.costs) + finishing, -left, finishing)
     run.finishing = 1.5 * finishing
-    left += 0.5 * finishing  # of which why_stop() will see to it that it is there
+    left = -late - 0.5 * finishing  # of which why_stop() will see to it that it is there
     if epochs:
         return epochs
-    if epoch > -left:
+    if epoch > left:
         raise ValueError(
             f"an epoch takes {epoch:,.0f} s here, and of --minutes {run.args.minutes:g} "
-            f"{max(0, -left):,.0f} s are left for it: give more, or fewer pictures with --limit"
+            f"{max(0, left):,.0f} s are left for it: give more, or fewer pictures with --limit"
         )
     if run.args.schedule != "cyclic":  # whose cycle depends on the number of epochs
-        run.begin, run.budget = time.monotonic(), -left
-    print(f"planned: {int(-left / epoch)} epochs of {epoch:.1f} s")
-    return int(-left / epoch)
+        run.begin, run.budget = time.monotonic(), left
+    print(f"planned: {int(left / epoch)} epochs of {epoch:.1f} s")
+    return int(left / epoch)
 
 
 def replan(run):
@@ -442,18 +441,19 @@ def prepare_search(args):
     out = Path(args.out)
     models.parse(args.model)  # before anything is moved aside
     resume = args.resume
+    runs = sorted(out.glob("run-[0-9]*"), key=data.natural)
     if resume:
-        folders = sorted(out.glob("run-*/ckpt.pt"), key=lambda path: int(path.parent.name[4:]))
-        args = resumed_args(args, to_resume(folders[0].parent if folders else out / "run-1"))
+        begun = [path for path in runs if (path / "ckpt.pt").is_file()]
+        args = resumed_args(args, to_resume(begun[0] if begun else out / "run-1"))
         for row in predict.read_table(out / "search.csv")[:1]:  # where run-1 left none
             args.augment, args.seed = row["mix"], int(row["seed"])
     if not predict.without_one(args.augment):
         raise ValueError(f"--augment {args.augment} has nothing that a search could leave out")
-    if args.val == 0:
-        raise ValueError("a search compares validation accuracies: --val should be above 0")
     dataset = data.load(args.data, args.size, args.limit, test=False)
+    if not len(data.parts(dataset, args.val, args.seed)[1]):
+        raise ValueError("a search compares validation accuracies: give a larger --val")
     if not resume:
-        data.set_aside(out / "search.csv", out / "search.png", *sorted(out.glob("run-*")))
+        data.set_aside(out / "search.csv", out / "search.png", *runs)
     return args, dataset
 
 
@@ -584,7 +584,7 @@ def main(argv=None, started=None):
             raise ValueError("--search takes one process, and --epochs instead of --minutes")
         # The caller's settings and random numbers stay as they were.
         settings.enter_context(torch.random.fork_rng(range(torch.cuda.device_count())))
-        settings.enter_context(predict.environment(predict.choose_device()))
+        settings.enter_context(predict.environment(predict.choose_device(), args.compile))
         settings.enter_context(predict.one_voice(args.out))
         if args.search:
             args, dataset = prepare_search(args)

@@ -252,6 +252,16 @@ class Hostile:
         return (print, ("the code in the checkpoint ran",))
 
 
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "x.pt").write_bytes(b"whatever")
+    monkeypatch.setattr(models, "check_archive", denied)
+    with pytest.raises(PermissionError, match="x.pt"):
+        models.load_checkpoint(tmp_path / "x.pt")
+
+
 def test_a_checkpoint_that_is_none_or_holds_code_is_refused(tmp_path, capfd):
     good = {key: kind() for key, kind in models.FIELDS.items()}  # empty where unused here
     good.update(format=1, model="v14", options={"width": 8}, num_classes=3, mean=[0.0] * 3)

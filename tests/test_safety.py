@@ -517,6 +517,19 @@ def test_after_a_loss_that_is_not_finite_the_last_epoch_is_intact(
     assert models.load_checkpoint(tmp_path / "ckpt.pt")[1]["epoch"] == 1
 
 
+def test_a_console_without_a_classs_letters_ends_nothing(tmp_path):
+    for n, name in enumerate(["кот", "犬"]):
+        (tmp_path / "x" / name).mkdir(parents=True)
+        save_picture(
+            torch.full((3, 16, 16), 60 * n, dtype=torch.uint8), tmp_path / f"x/{name}/1.png"
+        )
+    command = [sys.executable, str(ROOT / "data.py"), "x"]
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert b"classes     2: ???, ?" in ended.stdout
+
+
 def test_predict_into_a_closed_pipe_ends_quietly(trained):
     picture = trained[0] / "test" / "test_00000.png"
     process = subprocess.Popen(

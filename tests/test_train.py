@@ -470,6 +470,8 @@ def test_a_search_that_was_killed_ends_as_an_unbroken_one(homework, tmp_path, mo
         assert chart.width == 1040
 
     first, steps = train.train_steps, []
+    (tmp_path / "killed" / "run-best").mkdir(parents=True)  # not of the search
+    (tmp_path / "killed" / "run-best" / "ckpt.pt").write_bytes(b"another")
 
     def killed(run, *rest):
         steps.append(run)
@@ -503,9 +505,10 @@ def test_a_search_that_was_killed_ends_as_an_unbroken_one(homework, tmp_path, mo
     # A new search moves the old one aside, and one without validation is refused.
     train.main([*flags, "--out", str(tmp_path / "killed")])
     assert (tmp_path / "killed" / "earlier-1" / "run-1" / "ckpt.pt").is_file()
+    assert (tmp_path / "killed" / "run-best" / "ckpt.pt").read_bytes() == b"another"
     with pytest.raises(SystemExit) as stop:
-        train.main([*flags, "--val", "0", "--out", str(tmp_path / "none")])
-    assert stop.value.code == 2 and "--val should be above 0" in capsys.readouterr().err
+        train.main([*flags, "--val", "0.0001", "--out", str(tmp_path / "none")])
+    assert stop.value.code == 2 and "give a larger --val" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
         train.main(
             ["--search", "2", "--augment", "hflop", "--data", "demo", "--out", str(tmp_path)]
