@@ -164,19 +164,18 @@ def load(source=None, size=None, limit=None, labelled=True, test=True):
 
 def find_source(places=("data", "/kaggle/input")):
     """The one data set below data/ or /kaggle/input/, else "demo"; says which was taken."""
-    for place in map(Path, places):
-        if not place.is_dir():
-            continue
+    strange = []
+    for place in filter(Path.is_dir, map(Path, places)):
         ours = CIFAR if place == Path("data") else {}  # load_cifar() looks nowhere else
         found = [name for name, folder in ours.items() if (place / folder).is_dir()]
-        for child in children(place):
-            if is_archive(child) or (child.is_dir() and has_layout(child)):
-                found.append(str(child))
-            elif child.is_dir():
-                found += [str(path) for path in sorted(child.iterdir()) if is_archive(path)]
-        itself = any((place / name).exists() for name in ("labels.csv", "trainval", "train"))
+        below = children(place)
+        found += [str(x) for x in below if is_archive(x) or (x.is_dir() and has_layout(x))]
+        names = [path.name for path in below]
+        itself = {"labels.csv", "trainval"} & {*names} or "train" in map(part_of, names)
         if itself or (not found and has_layout(place)):
             found = [str(place)]
+        if not found:
+            found = [str(x) for child in below for x in sorted(child.glob("*")) if is_archive(x)]
         if len(found) > 1:
             raise ValueError(
                 f"several data sets below {place}: choose with --data {' or '.join(found)}"
@@ -184,11 +183,12 @@ def find_source(places=("data", "/kaggle/input")):
         if found:
             print(f"data: {found[0]} (found below {place}/; --data names another)")
             return found[0]
-        if any(map(is_picture, Files(place).names)):
-            raise ValueError(
-                f"{place} holds pictures, but as no data set known here: choose with --data PATH, "
-                "or the built-in demo with --data demo"
-            )
+        strange += [place] if any(map(is_picture, Files(place).names)) else []
+    if strange:
+        raise ValueError(
+            f"{strange[0]} holds pictures, but as no data set known here: choose with --data PATH, "
+            "or the built-in demo with --data demo"
+        )
     print(
         "*** No --data, and nothing below data/ or /kaggle/input/: this is the built-in DEMO, ***"
     )
@@ -199,13 +199,16 @@ def find_source(places=("data", "/kaggle/input")):
 def children(place):
     """What lies in a folder; below /kaggle/input what was added to the notebook, each by itself."""
     mounts = {} if place == Path("data") else MOUNTS
-    for child in sorted(place.iterdir()):
-        yield from sorted(child.glob(mounts[child.name])) if child.name in mounts else [child]
+    below = [
+        place.glob(f"{x.name}/{mounts[x.name]}") if x.name in mounts else [x]
+        for x in sorted(place.iterdir())
+    ]
+    return [x for xs in below for x in sorted(xs) if not x.name.startswith(".")]
 
 
 def is_archive(path):
     """Whether it may be a data set in one file; those that torchvision unpacks are none."""
-    return path.name.endswith(ARCHIVES) and not path.name.startswith("cifar-")
+    return path.name.endswith(ARCHIVES) and not path.name.startswith(("cifar-", "."))
 
 
 def has_layout(folder):
@@ -357,11 +360,11 @@ def homework_layout(files):
             f"{files.path} has several labels.csv: {', '.join(tables)}; name one folder"
         )
     folder = "trainval" if has_trainval else "train"
+    hint = "where each class has a folder, name the one that holds these"
     pictures, test = pictures_below(files, folder)
     if not pictures:
         raise ValueError(
-            f"{files.path} has {tables[0]} but no pictures in a folder trainval/ or train/; where "
-            "each class has a folder, name the one that holds these"
+            f"{files.path} has {tables[0]} but no pictures in a folder trainval/ or train/; {hint}"
         )
     columns, rows = read_labels(files.read(tables[0]), tables[0], 2 * len(pictures) + 10_000)
     if not any(i in pictures for _, i, _ in rows):  # ids without suffix, in the submission as well
@@ -372,6 +375,7 @@ def homework_layout(files):
     if missing:
         raise ValueError(
             f"{len(missing)} rows of {tables[0]} name no picture in {folder}/: {listed(missing)}"
+            + f"; {hint}" * (len(missing) == len(rows))
         )
     rows = [(i, category, pictures[i]) for _, i, category in rows]
     return labelled_by(files, rows, test, columns=columns)
@@ -455,6 +459,15 @@ def part_of(name):
     return PARTS.get(name.lower())
 
 
+def train_folders(paths, fits):
+    """Of each path (a tuple of names) the first folder that fits and has a class folder below."""
+    found = set()
+    for parts in paths:
+        at = [i for i, name in enumerate(parts[:-2]) if fits(name)]
+        found |= {parts[: i + 1] for i in at[:1]}
+    return found
+
+
 def folder_layout(files, found=None):
     """train/<class>/* (with val/<class>/*, if there), or <class>/* alone; test/* isn't a class.
 
@@ -462,20 +475,22 @@ def folder_layout(files, found=None):
     """
     found = found or {name: name for name in files.names if is_picture(name)}
     paths = [PurePosixPath(path).parts for path in found]
-    at = [[part_of(name) for name in parts[:-2]] for parts in paths]
-    roots = {parts[: x.index("train")] for parts, x in zip(paths, at) if "train" in x}
-    if len(roots) > 1:
-        trains = sorted("/".join([*root, "train"]) for root in roots)
-        raise ValueError(f"{files.path} has several train/: {listed(trains)}; name one folder")
-    root = roots.pop() if roots else os.path.commonprefix([parts[:-1] for parts in paths])
+    trains = train_folders(paths, lambda name: name == "train")
+    trains = trains or train_folders(paths, lambda name: part_of(name) == "train")
+    if len(trains) > 1:
+        shown = listed(sorted(map("/".join, trains)))
+        raise ValueError(f"{files.path} has several train/: {shown}; name one folder")
+    train = trains.pop() if trains else ()
+    root = train[:-1] if train else os.path.commonprefix([parts[:-1] for parts in paths])
     # What lies elsewhere keeps its name alone, which is in no class folder.
     top = [x[len(root) :] if x[:-1][: len(root)] == root else x[-1:] for x in paths]
-    has_train = any(part_of(parts[0]) == "train" and len(parts) == 3 for parts in top)
+    has_train = any(parts[:1] == train[-1:] and len(parts) == 3 for parts in top)
     rows, test, left_out = [], {}, []
     for name, parts in zip(found.values(), top):
-        if has_train and len(parts) == 3 and part_of(parts[0]) in ("train", "val"):
+        in_train, part = parts[:1] == train[-1:], part_of(parts[0])
+        if has_train and len(parts) == 3 and (in_train or part == "val"):
             rows.append(("/".join(parts), parts[1], name))
-        elif part_of(parts[0]) == "test" and len(parts) > 1:
+        elif part == "test" and len(parts) > 1:
             test["/".join(parts[1:])] = name
         elif not has_train and len(parts) == 2:
             rows.append(("/".join(parts), parts[0], name))
@@ -488,7 +503,7 @@ def folder_layout(files, found=None):
     dataset = labelled_by(files, rows, test, is_val=is_val, left_out=left_out)
     names = [x for x in dataset.classes if part_of(re.sub("[_-]?(images?|set|data)$", "", x))]
     if len(names) > 1 and not has_train:
-        raise ValueError(
+        raise NotADataSet(
             f"{listed(names)} in {files.path} look like parts of a data set, not like classes: "
             "expected labels.csv with trainval/, train/<class>/* or <class>/*"
         )
@@ -516,7 +531,7 @@ def labelled_by(files, rows, test, **rest):
 
 
 LAYOUTS = {
-    "labels.csv and trainval/": homework_layout,
+    "labels.csv and its pictures": homework_layout,
     "Tiny ImageNet's": tiny_imagenet_layout,
     "one folder a class": folder_layout,
 }
@@ -1005,7 +1020,7 @@ def explained(error):
         return "out of memory: try a smaller --batch-size, --size or network"
     if re.search("connection closed|reset by peer|broken pipe|timed out", text):
         return "another process of this run ended; --resume goes on after a finished epoch"
-    if "torch.compile" in text and "support" in text:  # a Python that is too new for this torch
+    if re.search("(torch.compile|dynamo) .*support", text):  # a Python too new for this torch
         return f"{error}: leave --compile out"
     if re.search("compiler|triton", text):
         return "--compile needs a C++ compiler, on a GPU triton: leave it out, or install one"

@@ -135,7 +135,7 @@ def computed_on(device, precision, compiled=False):
 @contextmanager
 def environment(device, compiled=False):
     """Join the processes that torchrun started, if it did, and let a GPU choose its algorithms;
-    afterwards all is as it was.
+    afterwards all is as it was. (Where a process fails, they stay joined until they end.)
     """
     if compiled:  # what a notebook compiled before counts towards torch's eight variants
         torch.compiler.reset()

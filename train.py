@@ -50,7 +50,7 @@ RECIPES = {
         model="v16", grow=24, augment="hflip,shift=2", lr=0.45, warmup=0.1, schedule="linear",
         epochs=20, batch_size=128, weight_decay=2e-4, nesterov=True, label_smoothing=0.1,
     ),
-    # Ours for a GPU, from minutes to an hour: wide, at full resolution, with pictures mixed.
+    # Ours for a GPU, minutes of a large one or a night of a small one: wide, with pictures mixed.
     "best": dict(
         model="v16:stride=1,depth=2,width=128,first=1", grow=24, augment="hflip,shift", lr=0.2,
         warmup=0.025, schedule="linear", epochs=200, batch_size=256, weight_decay=5e-4,

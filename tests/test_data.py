@@ -107,6 +107,12 @@ def test_one_folder_a_class(tmp_path):
     other = data.load(write_folders(tmp_path / "other", *parts))
     assert (other.classes, other.val_indices.tolist()) == (["a", "b"], [6, 7, 8])
     assert other.test_labels.tolist() == [0] * 3 + [1] * 3
+    write_folders(tmp_path / "other", "train/b", "train/a")  # the plain name wins
+    twice = data.load(tmp_path / "other")
+    assert twice.ids[0] == "train/a/8.png" and len(twice.ids) == 9 and len(twice.left_out) == 6
+    write_folders(tmp_path / "several", "a/Training/cat", "b/Training/cat")
+    with pytest.raises(ValueError, match="several train/: a/Training, b/Training; name one"):
+        data.load(tmp_path / "several")
 
 
 def test_parts_are_not_taken_for_classes(tmp_path):
@@ -121,6 +127,9 @@ def test_a_table_may_label_the_pictures_in_train(homework, tmp_path):
     (homework / "trainval").rename(homework / "train")
     dataset = data.load(homework)
     assert (dataset.fingerprint, dataset.test_ids) == (plain.fingerprint, plain.test_ids)
+    (homework / "labels.csv").write_text("number,name\n0,cat\n1,dog\n")
+    with pytest.raises(ValueError, match=r"row 3 \(1\); where each class has a folder"):
+        data.load(homework)
     write_folders(tmp_path / "x", "images/cat", "images/dog")
     shutil.copy(homework / "labels.csv", tmp_path / "x")
     with pytest.raises(ValueError, match="trainval/ or train/; where each class has a folder"):
@@ -350,12 +359,18 @@ def test_each_of_kaggles_mounts_is_a_source_by_itself(tmp_path, homework, capsys
     pets.mkdir()
     archive = pack(homework, pets / "bhw1.zip")
     assert data.find_source([place]) == str(archive)
+    shutil.copytree(homework, competition)
+    assert data.find_source([place]) == str(competition)  # beside it an archive is something else
+    shutil.rmtree(place / "competitions")
     archive.unlink()
     write_folders(pets, "train/train/cat", "train/train/dog")  # no layout: and never the demo
     capsys.readouterr()
     with pytest.raises(ValueError, match="input holds pictures, but as no data set known here"):
         data.find_source([place])
     assert not capsys.readouterr().out
+    assert data.find_source([place, homework.parent]) == str(homework)
+    write_folders(tmp_path / "direct", "Training/cat", "Training/dog", "Testing/cat", "Testing/dog")
+    assert data.find_source([tmp_path / "direct"]) == str(tmp_path / "direct")
 
 
 def test_sizes_are_made_equal(homework, capsys):

@@ -66,7 +66,10 @@ def stopped_run(folder, out, monkeypatch):
 
 
 def test_the_readmes_kaggle_cells_run_in_order(working, monkeypatch):
-    stopped_run(working, working / "data" / "former", monkeypatch)
+    stopped_run(working, working / "data" / "notebooks" / "me" / "former", monkeypatch)
+    earlier = working / "data" / "notebooks" / "me" / "former" / "earlier-1"
+    earlier.mkdir()
+    (earlier / "ckpt.pt").write_bytes(b"of a run before that")
     cells = kaggle_cells(working / "data")
     printed = dict(zip(cells, execute(cells, working)))
     said = {first: out for cell, out in printed.items() for first in [cell.split("\n")[0]]}
@@ -76,7 +79,7 @@ def test_the_readmes_kaggle_cells_run_in_order(working, monkeypatch):
     assert "wrote submission.csv: 9 answers (Id,Category)" in printed[cells[7]]
     assert "wrote confusions.png" in printed[cells[7]]
     assert printed[cells[8]].count("image/png") == 4
-    resumed = said[f"!cp $(find {working}/data -name ckpt.pt -o -name best.pt) ."]
+    resumed = said[f"!cp {working}/data/notebooks/*/*/*.pt ."]
     assert "resumed after epoch 1 and 1 steps" in resumed
     ends = [out for out in trainings if "ckpt.pt: the last epoch, 3" in out]
     assert len(ends) == 5, trainings  # as a process, on two, resumed, imported, pasted

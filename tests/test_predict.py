@@ -55,6 +55,10 @@ def test_a_folder_an_archive_and_one_picture_answer_the_same(trained, here, caps
     predict.main([checkpoint, "--data", "wrapped.zip", "--out", "wrapped.csv"])
     wrapped = [[f"pictures/{name}", answer] for name, answer in expected]
     assert table(here / "wrapped.csv")[1:] == wrapped
+    for part in ("train_images", "test_images"):  # no classes, which don't matter here
+        shutil.copytree(here / "pictures", here / "parts" / part)
+    predict.main([checkpoint, "--data", "parts", "--out", "parts.csv"])
+    assert [answer for _, answer in table(here / "parts.csv")[1:]] == [a for _, a in expected * 2]
     capsys.readouterr()
     predict.main([checkpoint, "--data", f"pictures/{expected[4][0]}"])
     lines = capsys.readouterr().out.splitlines()
