@@ -72,7 +72,9 @@ def gigaflops(side=4096):
 
 
 def race(name, flags, minutes, seed, args):
-    """One run from start to end: its row of race.csv."""
+    """One run from start to end: its row of race.csv; None where it fails, as where no epoch fits
+    into the minutes (train.py says why).
+    """
     words = "".join(c if c.isalnum() else "-" for c in name)
     out = args.out / f"{words}-{minutes:g}-{seed}"
     given = ["--data", args.data, *shlex.split(flags), "--val", "0.1", "--minutes", f"{minutes:g}"]
@@ -81,7 +83,7 @@ def race(name, flags, minutes, seed, args):
     begin = time.time()
     command = [sys.executable, str(HERE.parent / "train.py"), *given]
     if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
-        raise data.Failed(f"{name}, {minutes:g} minutes, seed {seed}: no result")
+        return None
     log = predict.read_table(out / "log.csv")
     took = (out / "ckpt.pt").stat().st_mtime - begin
     return dict(
@@ -202,7 +204,7 @@ def main(argv=None):
     with data.sentences("race.py", interrupted="stopped; the same command goes on from here"):
         args.data = str(args.data or data.find_source())
         args.out.mkdir(parents=True, exist_ok=True)
-        args.gflops = gigaflops()
+        args.gflops, failed = gigaflops(), []
         print(f"a matrix product here: {args.gflops:.0f} GFLOP/s, {os.cpu_count()} cores")
         for seed, minutes, racer in itertools.product(
             range(args.seeds), args.minutes, args.only or args.known
@@ -212,8 +214,13 @@ def main(argv=None):
             if run in [[r[key] for key in ("data", "flags", "minutes", "seed")] for r in rows]:
                 continue
             row = race(racer, flags, minutes, seed, args)
-            record(row, rows, table, args)
-            print(f"{racer}, {minutes:g} minutes, seed {seed}: {row['val_acc']}")
+            print(f"{racer}, {minutes:g} minutes, seed {seed}: {row and row['val_acc']}")
+            if row:
+                record(row, rows, table, args)
+            else:
+                failed.append(racer)
+        if failed:
+            raise data.Failed(f"no result of {', '.join(failed)}: see above why")
 
 
 if __name__ == "__main__":
