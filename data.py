@@ -199,11 +199,10 @@ def find_source(places=("data", "/kaggle/input")):
 def children(place):
     """What lies in a folder; below /kaggle/input what was added to the notebook, each by itself."""
     mounts = {} if place == Path("data") else MOUNTS
-    below = [
-        place.glob(f"{x.name}/{mounts[x.name]}") if x.name in mounts else [x]
-        for x in sorted(place.iterdir())
-    ]
-    return [x for xs in below for x in sorted(xs) if not x.name.startswith(".")]
+    found = []
+    for path in sorted(place.iterdir()):
+        found += sorted(path.glob(mounts[path.name])) if path.name in mounts else [path]
+    return [path for path in found if not path.name.startswith(".")]
 
 
 def is_archive(path):
@@ -501,17 +500,23 @@ def folder_layout(files, found=None):
     is_val = torch.tensor([has_train and part_of(i.split("/")[0]) == "val" for i, _, _ in rows])
     is_val = is_val if is_val.any() else None
     dataset = labelled_by(files, rows, test, is_val=is_val, left_out=left_out)
-    names = [x for x in dataset.classes if part_of(re.sub("[_-]?(images?|set|data)$", "", x))]
-    if len(names) > 1 and not has_train:
-        raise NotADataSet(
-            f"{listed(names)} in {files.path} look like parts of a data set, not like classes: "
-            "expected labels.csv with trainval/, train/<class>/* or <class>/*"
-        )
+    if not has_train:
+        require_classes(files, dataset.classes)
     index = {f"{category}/": k for k, category in enumerate(dataset.classes)}
     labels = [index.get(i[: i.find("/") + 1]) for i in test]
     if labels and None not in labels:  # test/<class>/*: the answers are there
         dataset.test_labels = torch.tensor(labels)
     return dataset
+
+
+def require_classes(files, names):
+    """NotADataSet where folders are called like parts of a data set (one alone may be a class)."""
+    names = [x for x in names if part_of(re.sub("[_-]?(images?|set|data)$", "", x))]
+    if len(names) > 1:
+        raise NotADataSet(
+            f"{listed(names)} in {files.path} look like parts of a data set, not like classes: "
+            "expected labels.csv with trainval/, train/<class>/* or <class>/*"
+        )
 
 
 def labelled_by(files, rows, test, **rest):
