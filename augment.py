@@ -108,11 +108,10 @@ def draw_corners(images, generator, distortion):
     """[B, 4, 2]: where the corners go, clockwise from top left, in whole pixels (x, y)."""
     height, width = images.shape[-2:]
     corners = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1]], device=images.device)
-    furthest = [int(distortion * (side // 2)) + 1 for side in (width, height)]
-    furthest = torch.tensor(furthest, device=images.device)
+    sides = torch.tensor([width, height], device=images.device)
+    furthest = (distortion * (sides // 2).double()).int() + 1
     moved = (uniform(0, 1, (len(images), 4, 2), images, generator) * furthest).floor()
-    last = torch.tensor([width - 1, height - 1], device=images.device)
-    return torch.where(corners == 1, last - moved, moved)
+    return torch.where(corners == 1, sides - 1 - moved, moved)
 
 
 def warp_perspective(images, corners):
@@ -293,8 +292,9 @@ def draw_sheet(images, pipelines, seed=0):
         if pipeline.steps:
             for draw in "ab":
                 columns.append((f"copy {number}, draw {draw}", pipeline(images, generator)))
-    pictures = [picture for row in zip(*(column for _, column in columns)) for picture in row]
-    return pictures, [caption for caption, _ in columns] * len(images), len(columns)
+    captions, pictures = zip(*columns)
+    pictures = (torch.stack(pictures, dim=1).flatten(0, 1) * 255).round().byte()
+    return pictures, captions * len(images), len(columns)
 
 
 # Group, flag, what its value is called, how many there are or its type, help.
@@ -309,9 +309,7 @@ def parse_args(argv=None):
     import data
 
     about = "Draw what a mix of augmentations does to pictures: python augment.py MIX"
-    args = data.parse_flags("augment.py", about, FLAGS, argv)
-    args.mix, args.out = args.mix or REPORT_MIX, args.out or "augment.png"
-    return args
+    return data.parse_flags("augment.py", about, FLAGS, argv, mix=REPORT_MIX, out="augment.png")
 
 
 def main(argv=None):

@@ -61,7 +61,8 @@ MOST_BYTES = 64 << 20  # in a file: such a photograph, or a table of two million
 # Entries of an archive that are empty, or neither picture nor table, beyond one for each picture
 # (macOS adds such).
 MOST_USELESS = 100_000
-TOO_MUCH = "it unpacks to far more than pictures take"
+TOO_MUCH = "it unpacks to far more than pictures take: unpack it, and name the folder"
+EXPECTED = "expected labels.csv with trainval/, train/<class>/*, <class>/* or Tiny ImageNet"
 
 
 class Failed(Exception):
@@ -141,13 +142,9 @@ def load(source=None, size=None, limit=None, labelled=True, test=True):
         files = Files(source)
         dataset = describe(files)
     if labelled and len(dataset.classes) < 2:
-        raise ValueError(
-            f"{source} has only the class {dataset.classes[0]!r}: it takes two or more"
-        )
-    if labelled and dataset.left_out:
-        print(
-            f"{len(dataset.left_out)} pictures are in no class folder: {listed(dataset.left_out)}"
-        )
+        raise ValueError(f"{source} has only the class {dataset.classes[0]!r}: it takes two")
+    if labelled and (left := dataset.left_out):
+        print(f"{len(left)} pictures are in no class folder: {listed(left)}")
     if limit is not None and limit < len(dataset.labels):
         own = dataset.labels  # each class in proportion, and in each part that the source brings
         own = own if dataset.is_val is None else own + dataset.is_val * len(dataset.classes)
@@ -166,9 +163,13 @@ def find_source(places=("data", "/kaggle/input")):
     """The one data set below data/ or /kaggle/input/, else "demo"; says which was taken."""
     strange = []
     for place in filter(Path.is_dir, map(Path, places)):
-        ours = CIFAR if place == Path("data") else {}  # load_cifar() looks nowhere else
+        # load_cifar() looks in data/ alone; on Kaggle each input is a source by itself.
+        ours, mounts = (CIFAR, {}) if place == Path("data") else ({}, MOUNTS)
         found = [name for name, folder in ours.items() if (place / folder).is_dir()]
-        below = children(place)
+        below = []
+        for path in sorted(place.iterdir()):
+            below += sorted(path.glob(mounts[path.name])) if path.name in mounts else [path]
+        below = [path for path in below if not path.name.startswith(".")]
         found += [str(x) for x in below if is_archive(x) or (x.is_dir() and has_layout(x))]
         names = [path.name for path in below]
         itself = {"labels.csv", "trainval"} & {*names} or "train" in map(part_of, names)
@@ -177,37 +178,23 @@ def find_source(places=("data", "/kaggle/input")):
         if not found:
             found = [str(x) for child in below for x in sorted(child.glob("*")) if is_archive(x)]
         if len(found) > 1:
-            raise ValueError(
-                f"several data sets below {place}: choose with --data {' or '.join(found)}"
-            )
+            raise ValueError(f"several data sets: choose with --data {' or '.join(found)}")
         if found:
             print(f"data: {found[0]} (found below {place}/; --data names another)")
             return found[0]
         strange += [place] if any(map(is_picture, Files(place).names)) else []
     if strange:
-        raise ValueError(
-            f"{strange[0]} holds pictures, but as no data set known here: choose with --data PATH, "
-            "or the built-in demo with --data demo"
-        )
-    print(
-        "*** No --data, and nothing below data/ or /kaggle/input/: this is the built-in DEMO, ***"
-    )
-    print("*** ten classes of drawn textures. Its figures say nothing about real pictures.     ***")
+        unknown = "holds pictures, but as no data set known here"
+        raise ValueError(f"{strange[0]} {unknown}: choose with --data PATH, or --data demo")
+    print("*** No --data, nothing below data/ or /kaggle/input/: this is the built-in DEMO, ***")
+    print("*** ten classes of drawn textures. Its figures say nothing about real pictures. ***")
     return "demo"
-
-
-def children(place):
-    """What lies in a folder; below /kaggle/input what was added to the notebook, each by itself."""
-    mounts = {} if place == Path("data") else MOUNTS
-    found = []
-    for path in sorted(place.iterdir()):
-        found += sorted(path.glob(mounts[path.name])) if path.name in mounts else [path]
-    return [path for path in found if not path.name.startswith(".")]
 
 
 def is_archive(path):
     """Whether it may be a data set in one file; those that torchvision unpacks are none."""
-    return path.name.endswith(ARCHIVES) and not path.name.startswith(("cifar-", "."))
+    theirs = re.match(r"\.|cifar-100?-python", path.name)
+    return path.name.lower().endswith(ARCHIVES) and not theirs
 
 
 def has_layout(folder):
@@ -232,19 +219,17 @@ class Files:
         if self.path.is_dir():
             found, seen = [], set()
             for folder, folders, names in os.walk(self.path, followlinks=True):
+                folders.sort()  # of two links to one folder always the same is followed
                 if os.path.realpath(folder) in seen:  # links can lead round in a circle
                     folders.clear()
                     continue
                 seen.add(os.path.realpath(folder))
                 found += [Path(folder, name).relative_to(self.path).as_posix() for name in names]
         elif not self.path.exists():
-            raise FileNotFoundError(
-                f"there is no {path}: --data takes a folder, an archive, {', '.join(CIFAR)} or demo"
-            )
+            known = f"--data takes a folder, an archive, {', '.join(CIFAR)} or demo"
+            raise FileNotFoundError(f"there is no {path}: {known}")
         elif not self.path.is_file() or not self.path.name.lower().endswith(ARCHIVES):
-            raise ValueError(
-                f"{path} is no data set: expected a folder or one of {' '.join(ARCHIVES)}"
-            )
+            raise ValueError(f"{path} is no data set: expected a folder or {' '.join(ARCHIVES)}")
         else:
             try:
                 found = self.open_archive()
@@ -334,13 +319,9 @@ def natural(text):
 def describe(files):
     """The data set that a tree of files holds, its pictures not yet decoded."""
     for name, layout in LAYOUTS.items():  # the first that fits wins
-        dataset = layout(files)
-        if dataset is not None:
+        if (dataset := layout(files)) is not None:
             return replace(dataset, layout=name)
-    raise NotADataSet(
-        f"{files.path} holds no data set: expected labels.csv with trainval/, train/<class>/*, "
-        "one folder a class, or Tiny ImageNet"
-    )
+    raise NotADataSet(f"{files.path} holds no data set: {EXPECTED}")
 
 
 def homework_layout(files):
@@ -355,16 +336,12 @@ def homework_layout(files):
             raise ValueError(f"{files.path} has a folder trainval/ but no labels.csv")
         return None
     if len(tables) > 1:
-        raise ValueError(
-            f"{files.path} has several labels.csv: {', '.join(tables)}; name one folder"
-        )
+        raise ValueError(f"{files.path} has several labels.csv: {listed(tables)}; name one folder")
     folder = "trainval" if has_trainval else "train"
     hint = "where each class has a folder, name the one that holds these"
     pictures, test = pictures_below(files, folder)
     if not pictures:
-        raise ValueError(
-            f"{files.path} has {tables[0]} but no pictures in a folder trainval/ or train/; {hint}"
-        )
+        raise ValueError(f"{tables[0]} has no pictures in trainval/ or train/ beside it; {hint}")
     columns, rows = read_labels(files.read(tables[0]), tables[0], 2 * len(pictures) + 10_000)
     if not any(i in pictures for _, i, _ in rows):  # ids without suffix, in the submission as well
         pictures, test = pictures_below(files, folder, bare=True)
@@ -386,11 +363,8 @@ def pictures_below(files, folder, bare=False):
     """
     found = {folder: {}, "test": {}}
     for name in filter(is_picture, files.names):
-        parts = name.split("/")
-        depths = [i for i, part in enumerate(parts[:-1]) if part in found]
-        if depths:
-            path = PurePosixPath(*parts[depths[-1] + 1 :])
-            i, there = str(path.with_suffix("") if bare else path), found[parts[depths[-1]]]
+        if match := re.fullmatch(rf"(?s)(?:.*/)?({folder}|test)/(.+)", name):  # the innermost
+            there, i = found[match[1]], match[2].rpartition(".")[0] if bare else match[2]
             if i in there:
                 raise ValueError(f"two pictures are {i}: {there[i]} and {name}; keep one")
             there[i] = name
@@ -460,11 +434,8 @@ def part_of(name):
 
 def train_folders(paths, fits):
     """Of each path (a tuple of names) the first folder that fits and has a class folder below."""
-    found = set()
-    for parts in paths:
-        at = [i for i, name in enumerate(parts[:-2]) if fits(name)]
-        found |= {parts[: i + 1] for i in at[:1]}
-    return found
+    found = ((path, [i for i, name in enumerate(path[:-2]) if fits(name)]) for path in paths)
+    return {path[: places[0] + 1] for path, places in found if places}
 
 
 def folder_layout(files, found=None):
@@ -490,7 +461,9 @@ def folder_layout(files, found=None):
         if has_train and len(parts) == 3 and (in_train or part == "val"):
             rows.append(("/".join(parts), parts[1], name))
         elif part == "test" and len(parts) > 1:
-            test["/".join(parts[1:])] = name
+            if (i := "/".join(parts[1:])) in test:  # as of test/ and Test/
+                raise ValueError(f"two pictures are {i}: {test[i]} and {name}; keep one")
+            test[i] = name
         elif not has_train and len(parts) == 2:
             rows.append(("/".join(parts), parts[0], name))
         else:
@@ -500,23 +473,16 @@ def folder_layout(files, found=None):
     is_val = torch.tensor([has_train and part_of(i.split("/")[0]) == "val" for i, _, _ in rows])
     is_val = is_val if is_val.any() else None
     dataset = labelled_by(files, rows, test, is_val=is_val, left_out=left_out)
-    if not has_train:
-        require_classes(files, dataset.classes)
+    # Folders called like parts of a data set are no classes (one alone may be).
+    alike = [x for x in dataset.classes if part_of(re.sub("[_-]?(images?|set|data)$", "", x))]
+    if not has_train and len(alike) > 1:
+        what = f"{listed(alike)} in {files.path} look like parts of a data set, not like classes"
+        raise NotADataSet(f"{what}: {EXPECTED}")
     index = {f"{category}/": k for k, category in enumerate(dataset.classes)}
     labels = [index.get(i[: i.find("/") + 1]) for i in test]
     if labels and None not in labels:  # test/<class>/*: the answers are there
         dataset.test_labels = torch.tensor(labels)
     return dataset
-
-
-def require_classes(files, names):
-    """NotADataSet where folders are called like parts of a data set (one alone may be a class)."""
-    names = [x for x in names if part_of(re.sub("[_-]?(images?|set|data)$", "", x))]
-    if len(names) > 1:
-        raise NotADataSet(
-            f"{listed(names)} in {files.path} look like parts of a data set, not like classes: "
-            "expected labels.csv with trainval/, train/<class>/* or <class>/*"
-        )
 
 
 def labelled_by(files, rows, test, **rest):
@@ -595,6 +561,8 @@ def as_seen(image):
     image.load()  # where a damaged one raises, which would be suppressed below
     with suppress(Exception):  # a damaged note about the picture, which itself may be whole
         ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "F":
+        raise ValueError("its pixels are fractions, of which it isn't known what is white")
     if image.mode.startswith("I"):
         grey = np.asarray(image).clip(0, 65535)
         image = Image.fromarray((grey / 257).round().astype(np.uint8))
@@ -626,14 +594,9 @@ def common_side(sizes):
     sides = Counter(map(min, sizes.elements()))
     side = max([SMALLEST, *(side for side, _ in sides.most_common(1))])
     if side > LARGEST:
-        raise ValueError(
-            f"the pictures are {side} px on their shorter side: say --size 64, for instance"
-        )
+        raise ValueError(f"the pictures' shorter side is {side} px: say --size 64, for instance")
     if sizes and set(sizes) != {(side, side)}:
-        print(
-            f"pictures of {sizes_listed(sizes)}: of each, the middle square is brought to "
-            f"{side}x{side}"
-        )
+        print(f"pictures of {sizes_listed(sizes)}: the middle square is brought to {side}x{side}")
     return side
 
 
@@ -664,13 +627,9 @@ def decode(read, names, size):
 
     progress = Progress("decoding", len(names))
     chunks = [range(i, min(i + 250, len(names))) for i in range(0, len(names), 250)]
-    pool = ThreadPoolExecutor(os.cpu_count())
-    try:
-        with warnings.catch_warnings():  # Pillow's, of what is either decoded or reported below
-            warnings.simplefilter("ignore")
-            list(pool.map(decode_some, chunks))
-    finally:
-        pool.shutdown(cancel_futures=True)  # so that Ctrl-C doesn't wait for all the rest
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.simplefilter("ignore")  # Pillow's, of what is either decoded or reported below
+        list(pool.map(decode_some, chunks))  # Ctrl-C ends it, and what hasn't begun is dropped
     progress.close()
     if broken:
         raise ValueError(
@@ -689,11 +648,9 @@ def draw_demo(size, seed=0, train=36, val=20, test=20):
     They are told apart by their pattern alone, whatever its colours, place and scale, and a flip
     or a grey picture leaves each in its class.
     """
-    random = np.random.default_rng(seed)
-    each = train + val + test
-    drawn = np.stack([draw_texture(name, each, size, random) for name in TEXTURES])
-    drawn = torch.from_numpy(drawn).transpose(0, 1)  # [each, class, 3, S, S]: classes take turns
-    images = drawn.flatten(0, 1).contiguous()
+    random, each = np.random.default_rng(seed), train + val + test
+    drawn = np.stack([draw_texture(name, each, size, random) for name in TEXTURES], axis=1)
+    images = torch.from_numpy(drawn).flatten(0, 1)  # [each, class, 3, S, S]: classes take turns
     labels = torch.arange(len(TEXTURES)).repeat(each)
     known = (train + val) * len(TEXTURES)
     return Dataset(
@@ -799,10 +756,8 @@ def source_of(checkpoint, given=None):
 def require_same(dataset, checkpoint):
     """ValueError if these are not the pictures and labels that the checkpoint's run saw."""
     if dataset.fingerprint != checkpoint["fingerprint"]:
-        raise ValueError(
-            f"{dataset.source} is not the data that this checkpoint was trained on: its ids and "
-            f"labels differ from those of {checkpoint['source']}"
-        )
+        wrong = "is not the data that this checkpoint was trained on: ids or labels differ from"
+        raise ValueError(f"{dataset.source} {wrong} those of {checkpoint['source']}")
 
 
 def statistics(images, indices):
@@ -850,9 +805,8 @@ class Batches:
         self.steps = max(1, min(-(-self.total // batch_size), self.total // (2 * self.world)))
         self.bounds = [self.total * i // self.steps for i in range(self.steps + 1)]
         self.generator = torch.Generator(device)
-        self.stream = None  # of copies, where the pictures are not on the GPU
-        if images.device.type != self.device.type:
-            self.stream = torch.cuda.Stream(self.device)
+        apart = images.device.type != self.device.type  # then a stream of their own copies them
+        self.stream = torch.cuda.Stream(self.device) if apart else None
 
     def __len__(self):
         return self.steps
@@ -958,8 +912,9 @@ def mixed(images, labels, classes, mixup=0.0, cutmix=0.0):
 # ---------------------------------------------------------------- what is said and written
 
 
-def parse_flags(script, description, flags, argv):
-    """The arguments of a script, None where none is given and by a sentence to stderr if wrong.
+def parse_flags(script, description, flags, argv, **defaults):
+    """The arguments of a script, by a sentence to stderr if wrong; None where none is given and
+    there is no default.
 
     flags: rows (group, flag, what its value is called, kind, help). kind: a function of the text,
     a list of choices, bool for a flag without value, or how many there are ("?" or "+") of what
@@ -976,6 +931,7 @@ def parse_flags(script, description, flags, argv):
             key = {list: "choices", str: "nargs"}.get(type(kind), "type")
             values = {key: kind, "metavar": metavar}
         groups[group].add_argument(flag, help=text, **values)
+    parser.set_defaults(**defaults)
     if argv is None:
         argv = sys.argv[1:]
         if "ipykernel" in sys.modules:  # it brings -f .../kernel-1234.json, and may bring more
@@ -1112,13 +1068,12 @@ def write_file(path, write):
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
-        if not isinstance(error, OSError):
-            raise
+    except OSError as error:
         reason = f"{error.strerror or error}; what it held before, if anything, is kept"
         raise Failed(f"{path} can't be written: {reason}") from error
+    finally:
+        with suppress(OSError):  # there is none where all went well
+            temporary.unlink()
 
 
 def write_picture(path, picture, what=""):
@@ -1189,9 +1144,8 @@ def set_aside(*paths):
 def sheet(images, captions, columns, title, least=96):
     """A labelled contact sheet as a Pillow picture.
 
-    images: uint8 or float-in-[0, 1] tensors [3, H, W] of one shape; captions: a string each, of
-    several lines if it has line breaks. Pictures are enlarged by a whole number, to at least
-    `least` px of height.
+    images: uint8 tensors [3, H, W] of one shape; captions: a string each, of several lines if it
+    has line breaks. Pictures are enlarged by a whole number, to at least `least` px of height.
     """
     font, small = ImageFont.load_default(18), ImageFont.load_default(13)
     height, width = images[0].shape[-2:]
@@ -1206,9 +1160,7 @@ def sheet(images, captions, columns, title, least=96):
     draw.text((12, 12), title, "black", font)
     for i, (image, caption) in enumerate(zip(images, captions)):
         x, y = 12 + cell * (i % columns), 44 + row * (i // columns)
-        if image.is_floating_point():
-            image = (image * 255).round().to(torch.uint8)
-        picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
         canvas.paste(picture.resize((width, height), Image.Resampling.NEAREST), (x, y))
         draw.multiline_text((x, y + height + 2), caption, "black", small, spacing=3)
     return canvas
@@ -1308,9 +1260,7 @@ FLAGS = [
 
 def parse_args(argv=None):
     about = "Say what a data set holds before anything is trained on it: python data.py PATH"
-    args = parse_flags("data.py", about, FLAGS, argv)
-    args.out = args.out or "data.png"
-    return args
+    return parse_flags("data.py", about, FLAGS, argv, out="data.png")
 
 
 def main(argv=None):

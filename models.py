@@ -173,10 +173,8 @@ class V3(V2):
 class V4(V3):
     """More layers: a second convolution in each stage."""
 
-    def stage(self, in_channels, channels, stride):
-        return nn.Sequential(
-            convolution(in_channels, channels, stride), convolution(channels, channels)
-        )
+    def stage(self, inputs, width, stride):
+        return nn.Sequential(convolution(inputs, width, stride), convolution(width, width))
 
 
 class V5(V4):
@@ -205,10 +203,8 @@ class Skip(nn.Module):
 class V7(V6):
     """A skip connection around the second convolution of each stage."""
 
-    def stage(self, in_channels, channels, stride):
-        return nn.Sequential(
-            convolution(in_channels, channels, stride), Skip(convolution(channels, channels))
-        )
+    def stage(self, inputs, width, stride):
+        return nn.Sequential(convolution(inputs, width, stride), Skip(convolution(width, width)))
 
 
 class V8(V7):

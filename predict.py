@@ -886,9 +886,7 @@ FLAGS = [
 
 def parse_args(argv=None):
     about = "Answer pictures with trained networks: python predict.py ckpt.pt [flags]"
-    args = data.parse_flags("predict.py", about, FLAGS, argv)
-    args.views = args.views or 1
-    return args
+    return data.parse_flags("predict.py", about, FLAGS, argv, views=1)
 
 
 def main(argv=None):

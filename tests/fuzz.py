@@ -155,15 +155,16 @@ def bad_picture(kind):
     )
 
 
-def bad_checkpoint(folder):
-    good = checkpoint(folder)
-    with zipfile.ZipFile(good) as archive:
+def bad_checkpoint():
+    with tempfile.TemporaryDirectory() as folder:
+        whole = checkpoint(Path(folder)).read_bytes()
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     outline = next(name for name in parts if name.endswith("data.pkl"))
 
     def make(chance):
         if chance.random() < 0.4:
-            return damaged(chance, good.read_bytes())
+            return damaged(chance, whole)
         name = outline if chance.random() < 0.8 else chance.choice(sorted(parts))
         content = bytearray(parts[name])
         if chance.random() < 0.5 and content:  # a byte or a number: most still unpickle
@@ -264,10 +265,10 @@ def read_one(path, read):
 
 
 def read_all(name, make, read, args, kind, say):
-    """Read so many files of a kind in this process; say each that isn't as it should be."""
+    """Read so many files of a kind in this process, whose folder is empty; say each that isn't as
+    it should be.
+    """
     counts, slowest = {"read": 0, "refused": 0}, 0.0
-    folder = Path(tempfile.mkdtemp())
-    os.chdir(folder)
     for number in range(args.files):
         Path(name).write_bytes(make(random.Random(f"{args.seed} {kind} {number}")))
         say(f"at {number}")
@@ -280,7 +281,7 @@ def read_all(name, make, read, args, kind, say):
             counts[result] += 1
         else:
             say(f"wrong {number}: {result}")
-        if [path.name for path in folder.iterdir()] != [name]:
+        if [path.name for path in Path().iterdir()] != [name]:
             say(f"wrong {number}: something was written")
             break
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -293,9 +294,11 @@ def read_all(name, make, read, args, kind, say):
 def examine(kind, parts, args):
     """Read a kind's files in a process of its own; whether all was as it should be."""
     reader, writer = os.pipe()
+    folder = tempfile.TemporaryDirectory()
     child = os.fork()
     if not child:
         os.close(reader)
+        os.chdir(folder.name)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         read_all(*parts, args, kind, lambda line: os.write(writer, f"{line}\0".encode()))
         os._exit(0)
@@ -303,6 +306,7 @@ def examine(kind, parts, args):
     with os.fdopen(reader, "rb") as pipe:
         lines = pipe.read().decode().split("\0")
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    folder.cleanup()  # bombs are large
     wrong = [line for line in lines if line.startswith("wrong")]
     if status:
         at = [line for line in lines if line.startswith("at")][-1]
@@ -320,11 +324,10 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind")
     args = parser.parse_args()
-    folder = Path(tempfile.mkdtemp())
     kinds = {kind: bad_archive(kind) for kind in ("zip", "tar", "tar.gz", "tar.xz")}
     kinds["labels.csv"] = bad_table()
     kinds.update({kind: bad_picture(kind) for kind in PICTURES})
-    kinds["checkpoint"] = bad_checkpoint(folder)
+    kinds["checkpoint"] = bad_checkpoint()
     chosen = [kind for kind in kinds if args.kind in (None, kind)]
     good = [examine(kind, kinds[kind], args) for kind in chosen]
     if args.kind in (None, "bombs"):

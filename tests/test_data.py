@@ -332,7 +332,9 @@ def test_the_source_is_looked_for_and_said(tmp_path, monkeypatch, capsys, homewo
     shutil.copytree(homework, tmp_path / "data" / "bhw1")
     assert data.find_source() == "data/bhw1" and "data/bhw1" in capsys.readouterr().out
     pack(homework, tmp_path / "data" / "other.zip")
-    with pytest.raises(ValueError, match=r"data/bhw1 or data/other.zip"):
+    (tmp_path / "data" / "other.zip").rename(tmp_path / "data" / "cifar-10-of-mine.ZIP")
+    (tmp_path / "data" / "cifar-10-python.tar.gz").write_bytes(b"which torchvision unpacks")
+    with pytest.raises(ValueError, match=r"data/bhw1 or data/cifar-10-of-mine.ZIP$"):
         data.find_source()
     shutil.copytree(homework, tmp_path / "data", dirs_exist_ok=True)
     assert data.find_source() == "data"
@@ -384,6 +386,16 @@ def test_sizes_are_made_equal(homework, capsys):
     assert (dataset.images[4].float().mean((1, 2)) == torch.tensor([255.0, 0, 0])).all()
     assert (dataset.images[5] == 128).all()
     assert data.load(homework, size=20).images.shape[-1] == 20
+
+
+def test_pictures_that_would_be_lost_or_black_are_named(tmp_path):
+    pets = write_folders(tmp_path / "pets", "train/cat", "train/dog", "test", "testing")
+    with pytest.raises(ValueError, match="two pictures are 8.png: test/8.png and testing/8.png"):
+        data.load(pets)
+    shutil.rmtree(pets / "testing")
+    Image.fromarray(np.full((16, 16), 0.5, np.float32)).save(pets / "train" / "cat" / "half.tif")
+    with pytest.raises(ValueError, match=r"train/cat/half.tif \(its pixels are fractions"):
+        data.load(pets)
 
 
 def test_limit_keeps_classes_in_proportion_and_the_choice_is_always_the_same(homework):
