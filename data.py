@@ -131,7 +131,8 @@ def load(source=None, size=None, limit=None, labelled=True, test=True):
     source: a folder, an archive, "cifar10", "cifar100", "demo", or None to look for one.
     size: side in pixels that pictures are resized to; None: the most common one.
     limit: at most this many labelled pictures, stratified, always the same ones.
-    labelled, test: which parts to decode; labels and ids are there in any case.
+    labelled, test: which parts to decode; labels and ids are there in any case. test None: where
+    the answers are published.
     """
     source = find_source() if source is None else str(source)
     if source == "demo":
@@ -154,6 +155,7 @@ def load(source=None, size=None, limit=None, labelled=True, test=True):
         size = size or common_side(dataset.sizes)
         if labelled:
             dataset.images = decode(files.read, dataset.files, size)
+        test = dataset.test_labels is not None if test is None else test
         if test and dataset.test_files:
             dataset.test_images = decode(files.read, dataset.test_files, size)
     return dataset
@@ -341,7 +343,7 @@ def homework_layout(files):
     hint = "where each class has a folder, name the one that holds these"
     pictures, test = pictures_below(files, folder)
     if not pictures:
-        raise ValueError(f"{tables[0]} has no pictures in trainval/ or train/ beside it; {hint}")
+        raise ValueError(f"{tables[0]} has no pictures in trainval/ or train/; {hint}")
     columns, rows = read_labels(files.read(tables[0]), tables[0], 2 * len(pictures) + 10_000)
     if not any(i in pictures for _, i, _ in rows):  # ids without suffix, in the submission as well
         pictures, test = pictures_below(files, folder, bare=True)
@@ -1129,8 +1131,13 @@ def check_out(path):
 
 
 def set_aside(*paths):
-    """Move what an earlier run left at these paths of one folder into earlier-1/, and say so."""
+    """Move what an earlier run left at these paths of one folder into earlier-1/, and say so;
+    ValueError where one is a folder that another run is writing to.
+    """
     there = [path for path in map(Path, paths) if os.path.lexists(path)]
+    for path in filter(Path.is_dir, there):
+        with claimed(path):
+            pass
     if there:
         number = 1
         while (aside := there[0].parent / f"earlier-{number}").exists():
@@ -1141,28 +1148,35 @@ def set_aside(*paths):
         print(f"{', '.join(path.name for path in there)} of an earlier run moved to {aside}/")
 
 
+def blank(width, height, title, size=13):
+    """(a white Pillow picture under a title, what draws on it in letters of this size)"""
+    canvas = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(canvas)
+    draw.font = ImageFont.load_default(size)
+    draw.text((size, size), title, "black", ImageFont.load_default(size * 4 // 3))
+    return canvas, draw
+
+
 def sheet(images, captions, columns, title, least=96):
     """A labelled contact sheet as a Pillow picture.
 
     images: uint8 tensors [3, H, W] of one shape; captions: a string each, of several lines if it
     has line breaks. Pictures are enlarged by a whole number, to at least `least` px of height.
     """
-    font, small = ImageFont.load_default(18), ImageFont.load_default(13)
+    small, large = ImageFont.load_default(13), ImageFont.load_default(17)  # as blank()'s
     height, width = images[0].shape[-2:]
     factor = max(1, -(-least // height))
     height, width = height * factor, width * factor
     lines = max(caption.count("\n") + 1 for caption in captions)
     wide = max([width, *(small.getlength(line) for c in captions for line in c.split("\n"))])
     cell, row = int(wide) + 16, height + 18 * lines + 10
-    wide = max(cell * columns + 12, int(font.getlength(title)) + 24)
-    canvas = Image.new("RGB", (wide, 44 + row * -(-len(images) // columns)), "white")
-    draw = ImageDraw.Draw(canvas)
-    draw.text((12, 12), title, "black", font)
+    wide = max(cell * columns + 12, int(large.getlength(title)) + 26)
+    canvas, draw = blank(wide, 44 + row * -(-len(images) // columns), title)
     for i, (image, caption) in enumerate(zip(images, captions)):
         x, y = 12 + cell * (i % columns), 44 + row * (i // columns)
         picture = Image.fromarray(image.permute(1, 2, 0).numpy())
         canvas.paste(picture.resize((width, height), Image.Resampling.NEAREST), (x, y))
-        draw.multiline_text((x, y + height + 2), caption, "black", small, spacing=3)
+        draw.multiline_text((x, y + height + 2), caption, "black", spacing=3)
     return canvas
 
 

@@ -123,13 +123,11 @@ def autocast(device, precision):
 
 def computed_on(device, precision, compiled=False):
     """'cpu, 2 threads, float32': what must be the same for a resumed run to give the same bits."""
-    kind, world = str(precision).replace("torch.", ""), processes()[1]
-    kind = f"{world} processes, {kind}" if world > 1 else kind
-    kind += ", compiled" if compiled else ""
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, {kind}"
-    threads = torch.get_num_threads()
-    return f"cpu, {threads} thread{'s' if threads > 1 else ''}, {kind}"
+    threads, world = torch.get_num_threads(), processes()[1]
+    cpu = f"cpu, {threads} thread{'s' * (threads > 1)}"
+    words = [torch.cuda.get_device_name(device) if device.type == "cuda" else cpu]
+    words += [f"{world} processes"] * (world > 1) + [str(precision).replace("torch.", "")]
+    return ", ".join(words + ["compiled"] * bool(compiled))
 
 
 @contextmanager
@@ -205,24 +203,13 @@ def stop_signals():
     try:
         yield received
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler in before.items():  # None: of a program that Python runs in
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def one_voice(folder):
     """A context in which one process alone prints, and no other run writes to a folder."""
     return redirect_stdout(io.StringIO()) if processes()[0] else data.claimed(folder)
-
-
-@contextmanager
-def first_alone(wanted):
-    """Where wanted, the others wait while the first process does what is inside."""
-    number = processes()[0]
-    if wanted and number:
-        largest(0)
-    yield
-    if wanted and not number:
-        largest(0)
 
 
 # ---------------------------------------------------------------- inference
@@ -249,12 +236,10 @@ def logits(network, images, view=VIEWS[0], precision=None, batch_size=None, prog
     # A CPU is fastest while a batch's activations are small enough for malloc to keep (32 MB).
     # On a GPU, a batch of the largest pictures takes as much memory as 1000 of 64 px.
     most = 64 if device.type == "cpu" else min(1000, 2**22 // images.shape[-2:].numel())
-    batch_size = batch_size or most
-    was_training = network.training
+    was_training, answers = network.training, []
     network.eval()
-    answers = []
-    for start in range(0, len(images), batch_size):
-        x = images[start : start + batch_size].to(device, non_blocking=True)
+    for x in images.split(batch_size or most):
+        x = x.to(device, non_blocking=True)
         x = x if x.is_floating_point() else x.float().div_(255)
         with autocast(device, precision):
             answers.append(network(x if view == VIEWS[0] else shifted(x, *view)).float())
@@ -323,7 +308,8 @@ def fitting(ours, theirs):
         return {} if not theirs and 0 in ours else both  # an optimiser's, before its first step
     fits = kinds[0] is kinds[1] and getattr(ours, "shape", 0) == getattr(theirs, "shape", 0)
     if not fits or (isinstance(ours, (list, tuple)) and len(ours) != len(theirs)):
-        raise ValueError("ckpt.pt can't be resumed from: its state is of another kind of run")
+        kind = "its state is of another kind of run, or none (best.pt's)"
+        raise ValueError(f"ckpt.pt can't be resumed from: {kind}")
     return kinds[0](map(fitting, ours, theirs)) if isinstance(ours, (list, tuple)) else theirs
 
 
@@ -350,12 +336,11 @@ def submit(networks, checkpoint, args):
     """Answer the source's test pictures, a folder's or one file's."""
     source, size, classes = args.data, checkpoint["size"], checkpoint["classes"]
     columns = ("Id", "Category")
-    if source is not None and Path(source).is_file() and data.is_picture(str(source)):
-        images, _ = data.load_pictures(source, size)
-        likeliest = predict(networks, images, args.views)[0].topk(min(5, len(classes)))
+    if source and Path(source).is_file() and data.is_picture(source):
+        shares = predict(networks, data.load_pictures(source, size)[0], args.views)[0].tolist()
         print(f"{source}:")
-        for probability, label in zip(*(values.tolist() for values in likeliest)):
-            print(f"  {probability:6.1%}  {classes[label]}")
+        for share, name in sorted(zip(shares, classes), reverse=True)[:5]:
+            print(f"  {share:6.1%}  {name}")
         return
     try:
         dataset = data.load(data.source_of(checkpoint, source), size, labelled=False)
@@ -387,11 +372,8 @@ def unseen(dataset, checkpoints):
     for checkpoint in checkpoints:
         run = checkpoint["args"]
         seen[data.parts(dataset, run["val"], run["seed"])[0]] = True
-    left = (~seen).nonzero().flatten()
-    parts = []
-    if len(left):
-        ids = [dataset.ids[i] for i in left.tolist()]
-        parts.append(("validation", dataset.images[left], dataset.labels[left], ids))
+    left = dataset.take((~seen).nonzero().flatten())
+    parts = [("validation", left.images, left.labels, left.ids)] if left.ids else []
     if dataset.test_labels is not None:
         parts.append(("test", dataset.test_images, dataset.test_labels, dataset.test_ids))
     if not parts:
@@ -403,7 +385,7 @@ def score(networks, checkpoints, args):
     """Print accuracy, classes and confusions of what training didn't see; write table and sheet."""
     run = checkpoints[0]["args"]
     source = data.source_of(checkpoints[0], args.data)
-    dataset = data.load(source, checkpoints[0]["size"], run["limit"])
+    dataset = data.load(source, checkpoints[0]["size"], run["limit"], test=None)
     for checkpoint in checkpoints:
         data.require_same(dataset, checkpoint)
     for name, images, labels, ids in unseen(dataset, checkpoints):
@@ -428,19 +410,14 @@ def score(networks, checkpoints, args):
 
 def by_class(answers, labels, classes):
     """(rows a class: name, pictures, accuracy, most often taken for, times; Counter of pairs)."""
-    pairs, counts, rows = confused(labels, answers), Counter(labels.tolist()), []
-    right = Counter(labels[labels == answers].tolist())
-    worst = {a: [classes[b], times] for (a, b), times in reversed(pairs.most_common())}
-    for k, name in enumerate(classes):
-        accuracy = f"{right[k] / counts[k]:.4f}" if counts[k] else ""
-        rows.append([name, counts[k], accuracy, *worst.get(k, ["", 0])])
-    return rows, Counter({(classes[a], classes[b]): times for (a, b), times in pairs.items()})
-
-
-def confused(labels, answers):
-    """Counter of (what it is, what it was taken for) over the wrong answers, as class indices."""
-    wrong = labels != answers
-    return Counter(zip(labels[wrong].tolist(), answers[wrong].tolist()))
+    names = [[classes[k] for k in some.tolist()] for some in (labels, answers)]
+    counts, pairs, rows = Counter(names[0]), Counter(zip(*names)), []
+    confusions = Counter({pair: times for pair, times in pairs.items() if pair[0] != pair[1]})
+    worst = {a: [b, times] for (a, b), times in reversed(confusions.most_common())}
+    for name in classes:
+        accuracy = f"{pairs[name, name] / counts[name]:.4f}" if counts[name] else ""
+        rows.append([name, counts[name], accuracy, *worst.get(name, ["", 0])])
+    return rows, confusions
 
 
 def print_details(name, rows, confusions, most=10):
@@ -486,43 +463,38 @@ def draw_confusions(images, labels, answers, classes):
 
 def draw_matrix(counts, classes, cell=44):
     """counts[k][j]: pictures of class k that are answered j. The darker, the more of its row."""
-    font, large = ImageFont.load_default(13), ImageFont.load_default(18)
-    names = [f"{name:.24}" for name in classes]
-    label = int(max(map(font.getlength, names))) + 16
-    left, top = 12 + label, 66 + label
-    width = max(left + cell * len(names) + 12, 560)
-    canvas = Image.new("RGB", (width, top + cell * len(names) + 12), "white")
-    draw = ImageDraw.Draw(canvas)
-    draw.text((12, 12), "Rows: what it is. Columns: what it was taken for.", "black", large)
-    draw.text((12, 38), "Blue is right, orange is wrong", "black", font)
+    font, names = ImageFont.load_default(13), [f"{name:.24}" for name in classes]
+    label, side = int(max(map(font.getlength, names))) + 12, cell * len(names)
+    left, top = 12 + label, 48 + label
+    title = "Rows: what it is; columns: what it was taken for. Blue is right, orange is wrong"
+    canvas, draw = data.blank(max(left + side + 12, 700), top + side + 12, title)
+    labels = Image.new("RGB", (label, side), "white")  # of the rows; turned, of the columns
     for k, (name, row) in enumerate(zip(names, counts)):
-        upright = Image.new("RGB", (label, 18), "white")
-        ImageDraw.Draw(upright).text((6, 9), name, "black", font, anchor="lm")
-        canvas.paste(
-            upright.rotate(90, expand=True), (left + cell * k + cell // 2 - 9, top - label)
-        )
         y = top + cell * k
-        draw.text((left - 8, y + cell // 2), name, "black", font, anchor="rm")
+        ImageDraw.Draw(labels).text((4, y - top + cell // 2), name, "black", font, anchor="lm")
         for j, count in enumerate(row):
             share, x = count / max(1, sum(row)), left + cell * j
             colour = ImageColor.getrgb(VAL_COLOUR if j == k else TRAIN_COLOUR)
             shade = tuple(round(255 + (value - 255) * share) for value in colour)
             draw.rectangle([x, y, x + cell, y + cell], shade, "#dddddd")
             ink = "white" if share > 0.6 else "black" if count else "#bbbbbb"
-            draw.text((x + cell // 2, y + cell // 2), str(count), ink, font, anchor="mm")
+            draw.text((x + cell // 2, y + cell // 2), str(count), ink, anchor="mm")
+    canvas.paste(labels, (12, top))
+    canvas.paste(labels.rotate(90, expand=True), (left, top - label))
     return canvas
 
 
 def draw_pairs(images, labels, answers, classes, most=24, places=4):
     """The commonest confusions: pictures taken for another class, and pictures of that class."""
     strips, captions = [], []
-    for (k, j), times in confused(labels, answers).most_common(most):
+    for (label, other), times in by_class(answers, labels, classes)[1].most_common(most):
+        k, j = classes.index(label), classes.index(other)
         taken, others = (labels == k) & (answers == j), labels == j
         sides = [data.strip(images[some], places) for some in (taken, others)]
         gap = torch.full_like(sides[0][..., :3], 255)
         strips.append(torch.cat([sides[0], gap, sides[1]], 2))
         count = int((labels == k).sum())
-        captions.append(f"{classes[k]:.20} taken for {classes[j]:.20} ({times} of {count})")
+        captions.append(f"{label:.20} taken for {other:.20} ({times} of {count})")
     title = f"The {len(strips)} commonest confusions: left the pictures, right the class taken for"
     return data.sheet(strips, captions, columns=2, title=title, least=64)
 
@@ -680,69 +652,50 @@ def search(mix, seeds, out, accuracy):
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 VAL_COLOUR, TRAIN_COLOUR = COLOURS[:2]
 VERDICTS = {"better": "#009E73", "worse": "#D55E00", "within noise": "#999999"}
-SCALE = 2  # curves are drawn so much larger, then reduced: Pillow's lines have no antialiasing
+# Charts are drawn in half pixels, then reduced, since Pillow's lines have no antialiasing.
 
 
 def ticks(top):
     """Round numbers from 0 up to top, about five of them."""
-    rough = top / 5
-    power = 10 ** math.floor(math.log10(rough))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
+    steps = (m * 10.0**e for e in itertools.count(-9) for m in (1, 2, 5))
+    step = next(step for step in steps if step >= top / 5)
     return [round(i * step, 10) for i in range(int(top / step + 1e-9) + 1)]
 
 
-def blank(width, height, title, left):
-    """(a white Pillow picture, SCALE times as large, under a title; what draws on it)"""
-    canvas = Image.new("RGB", (width * SCALE, height * SCALE), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(17 * SCALE)
-    while font.getlength(title) > (width - left - 20) * SCALE:
-        title = title[:-2].rstrip("…") + "…"
-    draw.text((left * SCALE, 10 * SCALE), title, "black", font)
-    return canvas, draw
-
-
-def draw_axes(draw, left, right, low, title, epochs, top):
-    """A pair of axes, epochs to the right and 0 to top upwards: the function from (epoch, value) to
-    a point. Values above top are drawn at its height.
+def plot(draw, left, right, low, title, curves, top):
+    """Axes, epochs to the right and 0 to top upwards, and on them curves {name: (rows of a log,
+    column, colour)}, beside each its last value and its name. What is above top is drawn there.
     """
-    font, high = ImageFont.load_default(13 * SCALE), 70 * SCALE
+    high, last = 140, max(rows[-1]["epoch"] for rows, *_ in curves.values())
 
     def point(epoch, value):
-        height = min(value, top) / top
-        return left + (right - left) * epoch / epochs, low - (low - high) * height
+        return left + (right - left) * epoch / last, low - (low - high) * min(value / top, 1)
 
-    draw.text((left, high - 26 * SCALE), title, "black", font)
+    draw.text((left, high - 52), title, "black")
     for value in ticks(top):
         y = point(0, value)[1]
-        draw.line([(left, y), (right, y)], "#dddddd", SCALE)
-        draw.text((left - 8 * SCALE, y), f"{value:g}", "black", font, anchor="rm")
-    for epoch in ticks(max(epochs, 5)):
-        if epoch == int(epoch) and epoch <= epochs:
-            draw.text((point(epoch, 0)[0], low + 6 * SCALE), f"{epoch:g}", "black", font, "ma")
-    draw.text(((left + right) / 2, low + 26 * SCALE), "epoch", "black", font, anchor="ma")
-    draw.line([(left, high), (left, low), (right, low)], "black", SCALE)
-    return point
-
-
-def draw_curve(draw, point, rows, key, colour):
-    """A column of the log against epochs; its last point, None where there is none."""
-    values = [(row["epoch"], row[key]) for row in rows]
-    points = [point(*pair) for pair in values if pair[1] != "" and math.isfinite(pair[1])]
-    if len(points) > 1:
-        draw.line(points, colour, 2 * SCALE, joint="curve")
-    for x, y in points if len(points) < 3 else points[-1:]:
-        r = 3 * SCALE
-        draw.ellipse([x - r, y - r, x + r, y + r], colour)
-    return points[-1] if points else None
-
-
-def draw_panel(draw, left, title, key, rows, top):
-    """train_<key> and val_<key> of the log on axes of 430 x 260 points; as draw_axes()."""
-    right, low = left + 430 * SCALE, 330 * SCALE
-    point = draw_axes(draw, left, right, low, title, rows[-1]["epoch"], top)
-    draw_curve(draw, point, rows, f"train_{key}", TRAIN_COLOUR)
-    draw_curve(draw, point, rows, f"val_{key}", VAL_COLOUR)
-    return point
+        draw.line([(left, y), (right, y)], "#dddddd", 2)
+        draw.text((left - 16, y), f"{value:g}", "black", anchor="rm")
+    for epoch in ticks(max(last, 5)):
+        if epoch == int(epoch) and epoch <= last:
+            draw.text((point(epoch, 0)[0], low + 12), f"{epoch:g}", "black", anchor="ma")
+    draw.text(((left + right) / 2, low + 52), "epoch", "black", anchor="ma")
+    draw.line([(left, high), (left, low), (right, low)], "black", 2)
+    ends = []
+    for name, (rows, key, colour) in curves.items():
+        values = [(r["epoch"], r[key]) for r in rows if r[key] != "" and math.isfinite(r[key])]
+        points = [point(*value) for value in values]
+        if len(points) > 1:
+            draw.line(points, colour, 4)
+        for x, y in points[-1:]:  # none without a validation part
+            draw.ellipse([x - 6, y - 6, x + 6, y + 6], colour)
+            ends.append((y, x, f"{values[-1][1]:.4f}  {name[-38:]}", colour))
+    y = 0
+    for i, (end, x, text, colour) in enumerate(sorted(ends)):
+        # A row of text each, from above, but never so low that the rest has no room.
+        y = min(max(end, y + 40), low - 40 * (len(ends) - 1 - i))
+        draw.line([(x, end), (right + 28, y)], colour, 1)
+        draw.text((right + 36, y), text, colour, anchor="lm")
 
 
 def best_row(rows):
@@ -752,30 +705,20 @@ def best_row(rows):
 
 
 def draw_curves(rows, title):
-    """Loss and accuracy against epochs, train against validation, the best epoch marked: a Pillow
-    picture of 1040 x 390 px. rows: the log's.
-    """
-    (canvas, draw), font = blank(1040, 390, title, 60), ImageFont.load_default(13 * SCALE)
-    # The first epochs' validation loss can be off the scale while batch norm's averages settle.
-    top = 1.1 * max(row["train_loss"] for row in rows) or 1
-    draw_panel(draw, 60 * SCALE, "loss", "loss", rows, top)
+    """Loss and accuracy of a log's rows against epochs: a Pillow picture of 1040 x 390 px."""
+    canvas, draw = data.blank(2080, 780, f"{title:.110}", 26)
     accuracies = [row[key] for row in rows for key in ("train_acc", "val_acc") if row[key] != ""]
-    top = min(1, 1.1 * max(accuracies) or 1)
-    point = draw_panel(draw, 570 * SCALE, "accuracy", "acc", rows, top)
     best = best_row(rows)
-    if best:
-        x, y = point(best["epoch"], best["val_acc"])
-        r = 6 * SCALE
-        draw.ellipse([x - r, y - r, x + r, y + r], outline=VAL_COLOUR, width=2 * SCALE)
-    legend = [(f"training {rows[-1]['train_acc']:.4f}", TRAIN_COLOUR)]
-    if best:
-        legend.append((f"validation {rows[-1]['val_acc']:.4f}", VAL_COLOUR))
-        legend.append((f"o best: {best['val_acc']:.4f} at epoch {best['epoch']}", VAL_COLOUR))
-    x = 636 * SCALE
-    for text, colour in legend:
-        draw.text((x, 44 * SCALE), text, colour, font)
-        x += font.getlength(text) + 14 * SCALE
-    return canvas.reduce(SCALE)
+    best = f"; best on validation: {best['val_acc']:.4f} in epoch {best['epoch']}" if best else ""
+    for left, key, what, top in [
+        # The first epochs' validation loss can be off the scale while batch norm's averages settle.
+        (120, "loss", "loss", 1.1 * max(row["train_loss"] for row in rows) or 1),
+        (1140, "acc", f"accuracy{best}", min(1, 1.1 * max(accuracies) or 1)),
+    ]:
+        curves = {"training": (rows, f"train_{key}", TRAIN_COLOUR)}
+        curves["validation"] = (rows, f"val_{key}", VAL_COLOUR)
+        plot(draw, left, left + 640, 660, what, curves, top)
+    return canvas.reduce(2)
 
 
 def draw_bars(rounds, title):
@@ -783,54 +726,33 @@ def draw_bars(rounds, title):
 
     rounds: lists of (label, mean, spread, gain, verdict); the whisker is the spread either side.
     """
-    count = sum(map(len, rounds))
-    height = 90 + 26 * count + 40 * len(rounds)
-    (canvas, draw), font = blank(1040, height, title, 20), ImageFont.load_default(13 * SCALE)
-    left, right, y = 200 * SCALE, 850 * SCALE, 44 * SCALE
-    top = max(mean + spread for bars in rounds for _, mean, spread, *_ in bars) or 1
-    scale = (right - left) / top
-    for value in ticks(top):
-        x = left + value * scale
-        draw.line([(x, y), (x, (height - 40) * SCALE)], "#dddddd", SCALE)
-        draw.text((x, (height - 34) * SCALE), f"{value:g}", "black", font, anchor="ma")
-    for number, bars in enumerate(rounds, 1):
-        draw.text((20 * SCALE, y), f"round {number}", "black", font)
-        y += 24 * SCALE
-        for label, mean, spread, _, verdict in bars:
-            middle, end = y + 10 * SCALE, left + mean * scale
-            draw.text((left - 10 * SCALE, middle), label, "black", font, anchor="rm")
-            draw.rectangle([left, y, end, y + 20 * SCALE], VERDICTS.get(verdict, VAL_COLOUR))
-            whisker = [(end - spread * scale, middle), (end + spread * scale, middle)]
-            draw.line(whisker, "black", 2 * SCALE)
-            beside = (whisker[1][0] + 8 * SCALE, middle)
-            draw.text(beside, f"{mean:.3f} {verdict}", "black", font, anchor="lm")
-            y += 26 * SCALE
-        y += 16 * SCALE
-    return canvas.reduce(SCALE)
+    bars = []
+    for number, some in enumerate(rounds, 1):
+        bars += [(f"round {number}", 0, 0, 0, ""), *some]
+    canvas, draw = data.blank(2080, 120 + 52 * len(bars), f"{title:.110}", 26)
+    scale = 1200 / (max(mean + spread for _, mean, spread, *_ in bars) or 1)
+    for y, (label, mean, spread, _, verdict) in zip(itertools.count(120, 52), bars):
+        draw.text((400, y), label, "black", anchor="rm")
+        if verdict:  # a bar, and not the name of a round
+            left, end, right = (420 + scale * x for x in (mean - spread, mean, mean + spread))
+            draw.rectangle([420, y - 20, end, y + 20], VERDICTS.get(verdict, VAL_COLOUR))
+            draw.line([(left, y), (right, y)], "black", 4)
+            draw.text((right + 16, y), f"{mean:.4f} {verdict}", "black", anchor="lm")
+    return canvas.reduce(2)
 
 
 def draw_comparison(runs):
     """Validation accuracy of {name: rows of the log} against epochs, each named at its end."""
-    height = max(390, 130 + 20 * len(runs))
-    canvas, draw = blank(1040, height, f"{len(runs)} runs compared", 60)
-    font, right, low = ImageFont.load_default(13 * SCALE), 700 * SCALE, (height - 60) * SCALE
-    epochs = max(rows[-1]["epoch"] for rows in runs.values())
+    height = max(780, 260 + 40 * len(runs))
+    canvas, draw = data.blank(2080, height, f"{len(runs)} runs compared", 26)
+    curves = {
+        name: (rows, "val_acc", colour)
+        for (name, rows), colour in zip(runs.items(), itertools.cycle(COLOURS))
+    }
     top = min(1, 1.1 * max(best_row(rows)["val_acc"] for rows in runs.values()) or 1)
     title = "validation accuracy; beside each run its last"
-    point = draw_axes(draw, 60 * SCALE, right, low, title, epochs, top)
-    ends = []
-    for (name, rows), colour in zip(runs.items(), itertools.cycle(COLOURS)):
-        end = draw_curve(draw, point, rows, "val_acc", colour)
-        while font.getlength(name) > 260 * SCALE:
-            name = "…" + name.lstrip("…")[1:]
-        ends.append((end, f"{rows[-1]['val_acc']:.4f}  {name}", colour))
-    y = 0
-    for i, (end, text, colour) in enumerate(sorted(ends, key=lambda item: item[0][1])):
-        # A row of text each, from above, but never so low that the rest has no room.
-        y = min(max(end[1], y + 20 * SCALE), low - 20 * SCALE * (len(ends) - 1 - i))
-        draw.line([end, (right + 14 * SCALE, y)], colour, 1)
-        draw.text((right + 18 * SCALE, y), text, colour, font, anchor="lm")
-    return canvas.reduce(SCALE)
+    plot(draw, 120, 1400, height - 120, title, curves, top)
+    return canvas.reduce(2)
 
 
 def read_run(path):
@@ -842,7 +764,7 @@ def read_run(path):
         rows = read_table(folder / "log.csv")
         rows = [{k: float(x) if x else "" for k, x in row.items()} for row in rows]
         known = all(row["train_acc"] >= 0 <= row["seconds"] for row in rows)
-        if known and best_row(rows) and rows[0]["epoch"] == 1:
+        if known and rows[-1]["val_acc"] != "" and rows[0]["epoch"] == 1:
             return rows
     raise ValueError(f"{path} holds no log.csv of a run with a validation part to compare")
 
@@ -899,8 +821,7 @@ def main(argv=None):
         if args.out in args.checkpoints or Path(args.out or "").suffix in (".pt", ".png"):
             raise ValueError(f"--out {args.out} should be a table: name it .csv")
         device = choose_device()
-        loaded = [load_run(path, device) for path in args.checkpoints]
-        networks, checkpoints = zip(*loaded)
+        networks, checkpoints = zip(*(load_run(path, device) for path in args.checkpoints))
         for path, checkpoint in zip(args.checkpoints, checkpoints):
             if any(checkpoint[key] != checkpoints[0][key] for key in ("classes", "size")):
                 raise ValueError(

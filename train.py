@@ -155,8 +155,11 @@ class Run:
     def read(self, pipelines, checkpoint, dataset):
         """The pictures, split into what is trained on and what validates."""
         args = self.args
-        with predict.first_alone(args.data in data.CIFAR):  # which may be downloaded
-            dataset = dataset or data.load(args.data, args.size, args.limit, test=False)
+        if args.data in data.CIFAR and self.rank:
+            predict.largest(0)  # waits while the first process alone downloads
+        dataset = dataset or data.load(args.data, args.size, args.limit, test=False)
+        if args.data in data.CIFAR and not self.rank:
+            predict.largest(0)
         if checkpoint:
             data.require_same(dataset, checkpoint)
         data.require_apart(self.out, dataset)
@@ -166,9 +169,8 @@ class Run:
         # What was left to the data is kept with the run, so that --resume may name it.
         args.size = dataset.images.shape[-1]
         args.val = 0.1 if args.val is None and dataset.is_val is None else args.val
-        self.source, self.fingerprint = dataset.source, dataset.fingerprint
-        self.classes, self.size = dataset.classes, args.size
-        self.sides = data.growing(args.grow, self.size)
+        self.source, self.classes = dataset.source, dataset.classes
+        self.fingerprint, self.sides = dataset.fingerprint, data.growing(args.grow, args.size)
         self.mean, self.std = data.statistics(dataset.images, train)
         images, labels = data.on_device(dataset.images, self.device), dataset.labels.to(self.device)
         self.val_count, val = len(val), val[self.rank :: self.world]
@@ -218,7 +220,7 @@ class Run:
         versions = {module.__name__: str(module.__version__) for module in (torch, torchvision)}
         return dict(
             format=1, model=self.model, options=self.options, num_classes=len(self.classes),
-            classes=self.classes, size=self.size, mean=self.mean, std=self.std,
+            classes=self.classes, size=self.args.size, mean=self.mean, std=self.std,
             weights=self.network.state_dict(), source=self.source, fingerprint=self.fingerprint,
             args={k: v for k, v in vars(self.args).items() if k != "given"},
             epoch=self.epoch, log=self.rows, computed_on=self.computed_on,
@@ -227,8 +229,6 @@ class Run:
 
     def restore(self, checkpoint):
         """Take over the weights and all else that changes while training."""
-        if not checkpoint.get("resume"):
-            raise ValueError("this checkpoint can't be resumed from (best.pt holds weights alone)")
         then, now = checkpoint["computed_on"], self.computed_on
         if then != now:
             print(f"computed on {then} until now and on {now} from here: the last bits will differ")
@@ -236,7 +236,7 @@ class Run:
             weight.grad = torch.zeros_like(weight)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        resume = predict.fitting(self.state()["resume"], checkpoint["resume"])
+        resume = predict.fitting(self.state()["resume"], checkpoint.get("resume") or None)
         other = (self.model, self.options) != (checkpoint["model"], checkpoint["options"])
         if other or not 0 <= resume["step"] <= min(len(self.batches), resume["totals"][2]):
             raise ValueError("ckpt.pt can't be resumed from: its model or its step isn't the run's")
@@ -419,16 +419,15 @@ def fit(run):
             begin = time.monotonic()
             row = finish_epoch(run)
             row.update(images_per_second=speed, seconds=time.monotonic() - progress.start)
-            run.rows.append(
-                {key: float(f"{x:.6g}") if isinstance(x, float) else x for key, x in row.items()}
-            )
+            row = {k: float(f"{x:.6g}") if isinstance(x, float) else x for k, x in row.items()}
+            run.rows.append(row)
             if run.budget and 2 * run.epoch < run.args.epochs:
                 replan(run)
-            if predict.best_row(run.rows) is run.rows[-1]:
+            if predict.best_row(run.rows) is row:
                 save(run, "best.pt")
             predict.write_log(run)
             save(run)
-            print(predict.table_row(run.rows[-1]))
+            print(predict.table_row(row))
             run.finishing = 1.5 * (time.monotonic() - begin)
     print(predict.summary(run))
 
@@ -440,19 +439,19 @@ def prepare_search(args):
     """The arguments of a search, or of the one that it goes on with, and the data."""
     out = Path(args.out)
     models.parse(args.model)  # before anything is moved aside
-    resume = args.resume
     runs = sorted(out.glob("run-[0-9]*"), key=data.natural)
-    if resume:
+    if args.resume:
         begun = [path for path in runs if (path / "ckpt.pt").is_file()]
-        args = resumed_args(args, to_resume(begun[0] if begun else out / "run-1"))
+        checkpoint = to_resume(begun[0] if begun else out / "run-1")
         for row in predict.read_table(out / "search.csv")[:1]:  # where run-1 left none
-            args.augment, args.seed = row["mix"], int(row["seed"])
+            checkpoint["args"].update(augment=row["mix"], seed=int(row["seed"]))
+        args = resumed_args(args, checkpoint)
     if not predict.without_one(args.augment):
         raise ValueError(f"--augment {args.augment} has nothing that a search could leave out")
     dataset = data.load(args.data, args.size, args.limit, test=False)
     if not len(data.parts(dataset, args.val, args.seed)[1]):
         raise ValueError("a search compares validation accuracies: give a larger --val")
-    if not resume:
+    if not args.resume:
         data.set_aside(out / "search.csv", out / "search.png", *runs)
     return args, dataset
 
@@ -465,7 +464,8 @@ def search_run(args, dataset, mix, seed, folder):
     if run.epoch < args.epochs:
         print(f"\n{folder.name}: {mix}, seed {seed}")
         try:
-            fit(run)
+            with data.claimed(folder):
+                fit(run)
         except Diverged as error:
             print(f"{error}; it counts as chance")
             return 1 / len(run.classes)
@@ -540,16 +540,16 @@ def resumed_args(args, checkpoint):
     kept = {k: v for k, v in stored.items() if v is not None and k not in ("processes", "resume")}
     flags = [f"--{k.replace('_', '-')}" + ("" if v is True else f"={v}") for k, v in kept.items()]
     again = parse_args(flags, "train.py: ckpt.pt")  # as if they were given: somebody may edit them
+    # What it did without, even if its recipe has got it since.
+    vars(again).update({k: None for k, v in stored.items() if v is None and k not in DEFAULTS})
     for name, value in given.items():
         if name not in MAY_CHANGE and value != getattr(again, name):
             flag = f"--{name.replace('_', '-')}"
-            raise ValueError(
-                f"{flag} {value} contradicts the run to be resumed, which has {stored.get(name)}: "
-                f"leave {flag} out, or start a new run without --resume"
-            )
+            run = f"the run to be resumed, which has {stored.get(name)}"
+            raise ValueError(f"{flag} {value} contradicts {run}: leave {flag} or --resume out")
     again.data = data.source_of(checkpoint, given.get("data"))
     again.minutes, again.processes = args.minutes or again.minutes, int(stored.get("processes", 1))
-    again.out, again.compile, again.given = args.out, args.compile, given
+    again.out, again.compile, again.resume, again.given = args.out, args.compile, True, given
     return again
 
 

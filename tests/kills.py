@@ -25,6 +25,7 @@ from conftest import TINY, same_tree
 
 import data
 import models
+import predict
 import train
 
 FLAGS = ["--data", "demo", "--limit", "60", "--model", TINY, "--batch-size", "8", "--val", "0.3"]
@@ -87,8 +88,9 @@ def arm(moment):
                 die()
 
         data.open, Path.replace = opening, renaming
-    elif kind in ("train_step", "validate"):
-        first = getattr(train, kind)
+    elif kind in ("train_step", "evaluate"):
+        module = train if kind == "train_step" else predict
+        first = getattr(module, kind)
 
         def hooked(*arguments):
             seen[kind] += 1
@@ -96,7 +98,7 @@ def arm(moment):
                 die()
             return first(*arguments)
 
-        setattr(train, kind, hooked)
+        setattr(module, kind, hooked)
 
 
 def start(argv, world=1, moment=None, victim=0):
@@ -164,7 +166,7 @@ def log(folder):
 
 def pick(chance, seconds, steps):
     """A random moment."""
-    kind = chance.choice(["time", "train_step", "validate", "write", "write"])
+    kind = chance.choice(["time", "train_step", "evaluate", "write", "write"])
     if kind == "time":
         return (kind, chance.uniform(0, seconds))
     if kind == "write":
@@ -188,6 +190,8 @@ def attempt(chance, argv, world, seconds, steps, out):
             os.kill(chance.choice(children), signal.SIGKILL)
         statuses = wait(children)
         if -signal.SIGKILL not in statuses:
+            if any(statuses):
+                raise RuntimeError(f"{moment} never came: it ended with {statuses}")
             break  # it ended before that moment
         killed += 1
         if (out / "ckpt.pt").is_file():

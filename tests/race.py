@@ -122,7 +122,7 @@ def write_table(rows, path):
 
 def draw(rows):
     """Accuracy against minutes, logarithmic; every run a dot, means joined: a Pillow picture."""
-    scale, width, height = predict.SCALE, 1040, 560
+    scale, width, height = 2, 1040, 560  # drawn larger, since Pillow's lines are jagged
     canvas = Image.new("RGB", (width * scale, height * scale), "white")
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(14 * scale)
     left, right, top, low = (x * scale for x in (80, 960, 60, 490))
@@ -131,7 +131,7 @@ def draw(rows):
 
     def point(x, y):
         across = (math.log(x) - first) / (last - first)
-        return left + (right - left) * across, low - (low - top) * y / 0.6
+        return left + (right - left) * across, low - (low - top) * min(y, 0.6) / 0.6
 
     pen.text((left, 16 * scale), "Validation accuracy against minutes on this machine's cores",
              "black", ImageFont.load_default(18 * scale))  # fmt: skip

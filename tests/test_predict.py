@@ -123,6 +123,15 @@ def test_the_score_is_that_of_training_on_what_training_did_not_see(trained, her
         assert (here / "confusions.png").exists()
 
 
+def test_a_score_takes_test_pictures_only_where_they_have_answers(homework, here, capsys):
+    flags = ["--data", str(homework), "--model", TINY, "--epochs", "1", "--batch-size", "16"]
+    (homework / "test" / "test_00000.png").write_bytes(b"damaged")
+    train.main([*flags, "--val", "0.2"])
+    predict.main(["ckpt.pt", "--score"])
+    assert "validation: accuracy" in capsys.readouterr().out
+    refused(capsys, ["ckpt.pt"], "1 of 9 pictures can't be decoded")
+
+
 def test_several_checkpoints_are_scored_on_what_none_of_them_saw(trained, here, capsys):
     source, out = trained
     flags = ["--data", str(source), "--model", TINY, "--epochs", "1", "--batch-size", "16"]

@@ -411,6 +411,17 @@ def test_resuming_with_other_data_or_flags_is_refused(trained, tmp_path, capsys)
     )  # no contradiction
 
 
+def test_what_a_run_did_without_it_goes_on_without():
+    stored = vars(train.parse_args(["--recipe", "best", "--data", "demo"]))
+    stored = {**stored, "grow": None, "processes": 1}  # as before the recipe had --grow
+    stored.pop("given")
+    checkpoint = dict(args=stored, source="demo")
+    again = train.resumed_args(train.parse_args(["--resume"]), checkpoint)
+    assert (again.grow, again.mixup, again.resume) == (None, 0.2, True)
+    with pytest.raises(ValueError, match="--grow 24 contradicts the run .* which has None"):
+        train.resumed_args(train.parse_args(["--resume", "--grow", "24"]), checkpoint)
+
+
 def test_what_a_jupyter_kernel_puts_into_argv_is_dropped(monkeypatch):
     monkeypatch.setitem(sys.modules, "ipykernel", object())
     monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "/x/kernel-1234.json"])
@@ -502,7 +513,12 @@ def test_a_search_that_was_killed_ends_as_an_unbroken_one(homework, tmp_path, mo
         with pytest.raises(SystemExit) as stop:
             train.main([*given, "--resume", "--out", str(tmp_path / "killed")])
         assert stop.value.code == 2 and told in capsys.readouterr().err
-    # A new search moves the old one aside, and one without validation is refused.
+    # A new search moves the old one aside, but none of which a run is writing, and one without
+    # validation is refused.
+    with data.claimed(tmp_path / "killed" / "run-2"), pytest.raises(SystemExit) as stop:
+        train.main([*flags, "--out", str(tmp_path / "killed")])
+    assert stop.value.code == 2 and "another run writes to" in capsys.readouterr().err
+    assert (tmp_path / "killed" / "search.csv").read_text() == logs[0]
     train.main([*flags, "--out", str(tmp_path / "killed")])
     assert (tmp_path / "killed" / "earlier-1" / "run-1" / "ckpt.pt").is_file()
     assert (tmp_path / "killed" / "run-best" / "ckpt.pt").read_bytes() == b"another"
@@ -520,7 +536,7 @@ def test_in_a_search_what_diverges_counts_as_chance(homework, tmp_path, monkeypa
     first = train.finish_epoch
 
     def diverges(run):
-        if "invert" not in run.args.augment:
+        if "invert" not in run.args.augment or run.args.seed == 0:
             run.totals += math.nan
         return first(run)
 
@@ -532,6 +548,8 @@ def test_in_a_search_what_diverges_counts_as_chance(homework, tmp_path, monkeypa
         known = {(row["mix"], row["seed"]): row["val_acc"] for row in csv.DictReader(file)}
     classes = len(data.load(str(homework)).classes)
     assert [float(known["hflip:0.5", seed]) for seed in "01"] == [1 / classes] * 2
+    # The first run has left nothing, the second is another seed's: the same command goes on.
+    train.main([*flags, "--seed", "0", "--resume", "--out", str(tmp_path)])
 
 
 def test_a_search_without_anything_to_leave_out_is_refused(homework, tmp_path, capsys):
