@@ -61,7 +61,7 @@ MOST_BYTES = 64 << 20  # in a file: such a photograph, or a table of two million
 # Entries of an archive that are empty, or neither picture nor table, beyond one for each picture
 # (macOS adds such).
 MOST_USELESS = 100_000
-TOO_MUCH = "it unpacks to far more than pictures take: unpack it, and name the folder"
+TOO_MUCH = "it unpacks to far more than pictures take: if you trust it, unpack it before"
 EXPECTED = "expected labels.csv with trainval/, train/<class>/*, <class>/* or Tiny ImageNet"
 
 
@@ -365,7 +365,7 @@ def pictures_below(files, folder, bare=False):
     """
     found = {folder: {}, "test": {}}
     for name in filter(is_picture, files.names):
-        if match := re.fullmatch(rf"(?s)(?:.*/)?({folder}|test)/(.+)", name):  # the innermost
+        if match := re.fullmatch(rf"(?s)(?:.*/)?({folder}|test)/(.+)", str(PurePosixPath(name))):
             there, i = found[match[1]], match[2].rpartition(".")[0] if bare else match[2]
             if i in there:
                 raise ValueError(f"two pictures are {i}: {there[i]} and {name}; keep one")
@@ -457,14 +457,14 @@ def folder_layout(files, found=None):
     # What lies elsewhere keeps its name alone, which is in no class folder.
     top = [x[len(root) :] if x[:-1][: len(root)] == root else x[-1:] for x in paths]
     has_train = any(parts[:1] == train[-1:] and len(parts) == 3 for parts in top)
-    rows, test, left_out = [], {}, []
+    rows, test, left_out, doubled = [], {}, [], []
     for name, parts in zip(found.values(), top):
         in_train, part = parts[:1] == train[-1:], part_of(parts[0])
         if has_train and len(parts) == 3 and (in_train or part == "val"):
             rows.append(("/".join(parts), parts[1], name))
         elif part == "test" and len(parts) > 1:
-            if (i := "/".join(parts[1:])) in test:  # as of test/ and Test/
-                raise ValueError(f"two pictures are {i}: {test[i]} and {name}; keep one")
+            i = "/".join(parts[1:])
+            doubled += [f"{i}: {test[i]} and {name}"] if i in test else []  # as of Test/ and test/
             test[i] = name
         elif not has_train and len(parts) == 2:
             rows.append(("/".join(parts), parts[0], name))
@@ -472,6 +472,8 @@ def folder_layout(files, found=None):
             left_out.append(name)
     if not rows:
         return None
+    if doubled:
+        raise ValueError(f"two pictures are {doubled[0]}; keep one")
     is_val = torch.tensor([has_train and part_of(i.split("/")[0]) == "val" for i, _, _ in rows])
     is_val = is_val if is_val.any() else None
     dataset = labelled_by(files, rows, test, is_val=is_val, left_out=left_out)
@@ -1070,12 +1072,13 @@ def write_file(path, write):
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if not isinstance(error, OSError):
+            raise
         reason = f"{error.strerror or error}; what it held before, if anything, is kept"
         raise Failed(f"{path} can't be written: {reason}") from error
-    finally:
-        with suppress(OSError):  # there is none where all went well
-            temporary.unlink()
 
 
 def write_picture(path, picture, what=""):

@@ -286,13 +286,15 @@ def load_run(path, device="cpu"):
     with suppress(KeyError, TypeError, AttributeError):
         if (
             {*map(type, run.values())} <= {str, int, float, bool, type(None)}
+            and {*map(type, run)} == {str} and isinstance(saved.get("resume", {}), dict)
             and (run["val"] is None or 0 <= run["val"] < 1)
             and 0 <= run["seed"] < 2**63 and (run["limit"] or 2) > 1
             and data.SMALLEST <= saved["size"] <= data.LARGEST
             and [row["epoch"] for row in rows] == [*range(1, saved["epoch"] + 1)]
             and all(0 <= row[key] < 1e99 for row in rows for key in logged)
             and all({"val_loss", "val_acc"} <= row.keys() for row in rows)
-            and all(x == "" or type(x) in (int, float) for row in rows for x in row.values())
+            and all(x == "" or type(x) is float or (type(x) is int and abs(x) < 1e99)
+                    for row in rows for x in row.values())
         ):  # fmt: skip
             return network, saved
     raise ValueError(f"{path} is not a checkpoint of this train.py: its args or log are wrong")
@@ -689,7 +691,7 @@ def plot(draw, left, right, low, title, curves, top):
             draw.line(points, colour, 4)
         for x, y in points[-1:]:  # none without a validation part
             draw.ellipse([x - 6, y - 6, x + 6, y + 6], colour)
-            ends.append((y, x, f"{values[-1][1]:.4f}  {name[-38:]}", colour))
+            ends.append((y, x, f"{values[-1][1]:.4f}  {name[-34:]}", colour))
     y = 0
     for i, (end, x, text, colour) in enumerate(sorted(ends)):
         # A row of text each, from above, but never so low that the rest has no room.
@@ -763,7 +765,7 @@ def read_run(path):
     with suppress(ValueError, KeyError, TypeError, csv.Error):  # a table, but of something else
         rows = read_table(folder / "log.csv")
         rows = [{k: float(x) if x else "" for k, x in row.items()} for row in rows]
-        known = all(row["train_acc"] >= 0 <= row["seconds"] for row in rows)
+        known = rows and all(row["train_acc"] >= 0 <= row["seconds"] for row in rows)
         if known and rows[-1]["val_acc"] != "" and rows[0]["epoch"] == 1:
             return rows
     raise ValueError(f"{path} holds no log.csv of a run with a validation part to compare")

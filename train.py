@@ -541,7 +541,7 @@ def resumed_args(args, checkpoint):
     flags = [f"--{k.replace('_', '-')}" + ("" if v is True else f"={v}") for k, v in kept.items()]
     again = parse_args(flags, "train.py: ckpt.pt")  # as if they were given: somebody may edit them
     # What it did without, even if its recipe has got it since.
-    vars(again).update({k: None for k, v in stored.items() if v is None and k not in DEFAULTS})
+    vars(again).update({k: None for k in {*vars(again)} - {*DEFAULTS} if stored.get(k) is None})
     for name, value in given.items():
         if name not in MAY_CHANGE and value != getattr(again, name):
             flag = f"--{name.replace('_', '-')}"

@@ -392,6 +392,10 @@ def test_pictures_that_would_be_lost_or_black_are_named(tmp_path):
     pets = write_folders(tmp_path / "pets", "train/cat", "train/dog", "test", "testing")
     with pytest.raises(ValueError, match="two pictures are 8.png: test/8.png and testing/8.png"):
         data.load(pets)
+    shutil.copytree(pets / "test", tmp_path / "shots" / "test")
+    shutil.copytree(pets / "test", tmp_path / "shots" / "testing")
+    with pytest.raises(data.NotADataSet):  # all of them may be answered
+        data.load(tmp_path / "shots")
     shutil.rmtree(pets / "testing")
     Image.fromarray(np.full((16, 16), 0.5, np.float32)).save(pets / "train" / "cat" / "half.tif")
     with pytest.raises(ValueError, match=r"train/cat/half.tif \(its pixels are fractions"):

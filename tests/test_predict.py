@@ -295,9 +295,11 @@ def test_runs_are_compared_in_a_table_and_a_picture(trained, here, capsys):
     assert {(0, 0x72, 0xB2), (0xD5, 0x5E, 0), (0, 0x9E, 0x73)} <= colours
     refused(capsys, ["--compare", "other", "nowhere"], "there is no nowhere: --compare takes")
     refused(capsys, ["--compare", "other", "final"], "final holds no log.csv of a run")
-    for text in ("epoch,val_acc\n1,x\n", "epoch,val_acc\n1,0.5\n"):
+    for text in ("epoch,val_acc\n1,x\n", "epoch,val_acc\n1,0.5\n", "epoch,val_acc\n"):
         (here / "other" / "log.csv").write_text(text)
         refused(capsys, ["--compare", "other"], "other holds no log.csv of a run")
+    (here / "other" / "log.csv").unlink()
+    refused(capsys, ["--compare", "other"], "other holds no log.csv of a run")
 
 
 def refused(capsys, argv, *words):

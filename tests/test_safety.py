@@ -146,6 +146,10 @@ CHANGES = {
     "a seed that is none": lambda c: {**c, "args": {**c["args"], "seed": "x"}},
     "a share that is none": lambda c: {**c, "args": {**c["args"], "val": 7.0}},
     "nested args": lambda c: {**c, "args": {**c["args"], "lr": LOLS}},
+    "args of no name": lambda c: {**c, "args": {**c["args"], 5: None}},
+    "numbers to resume from": lambda c: {**c, "resume": torch.ones(5)},
+    "a log of huge numbers": lambda c: {
+        **c, "log": [{**row, "val_acc": 10**400} for row in c["log"]]},
     "a log of strings": lambda c: {**c, "log": ["a", "b"]},
     "a log without losses": lambda c: {**c, "log": [{"epoch": 1}, {"epoch": 2}]},
     "a log that is too short": lambda c: {**c, "log": c["log"][:1]},
