@@ -324,6 +324,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind")
     args = parser.parse_args()
+    torch.set_num_threads(1)  # OpenMP's others, once used, would be missed after a fork
     kinds = {kind: bad_archive(kind) for kind in ("zip", "tar", "tar.gz", "tar.xz")}
     kinds["labels.csv"] = bad_table()
     kinds.update({kind: bad_picture(kind) for kind in PICTURES})
