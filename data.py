@@ -434,10 +434,19 @@ def part_of(name):
     return PARTS.get(name.lower())
 
 
-def train_folders(paths, fits):
-    """Of each path (a tuple of names) the first folder that fits and has a class folder below."""
-    found = ((path, [i for i, name in enumerate(path[:-2]) if fits(name)]) for path in paths)
-    return {path[: places[0] + 1] for path, places in found if places}
+def train_folder(files, paths):
+    """The one folder train/, else called like it, with class folders below: a tuple of names, as
+    the paths are; () where there is none.
+    """
+    for fits in ("train".__eq__, lambda name: part_of(name) == "train"):
+        places = ((path, [i for i, name in enumerate(path[:-2]) if fits(name)]) for path in paths)
+        trains = {path[: at[0] + 1] for path, at in places if at}
+        if len(trains) > 1:
+            shown = listed(sorted(map("/".join, trains)))
+            raise ValueError(f"{files.path} has several train/: {shown}; name one folder")
+        if trains:
+            return trains.pop()
+    return ()
 
 
 def folder_layout(files, found=None):
@@ -447,12 +456,7 @@ def folder_layout(files, found=None):
     """
     found = found or {name: name for name in files.names if is_picture(name)}
     paths = [PurePosixPath(path).parts for path in found]
-    trains = train_folders(paths, lambda name: name == "train")
-    trains = trains or train_folders(paths, lambda name: part_of(name) == "train")
-    if len(trains) > 1:
-        shown = listed(sorted(map("/".join, trains)))
-        raise ValueError(f"{files.path} has several train/: {shown}; name one folder")
-    train = trains.pop() if trains else ()
+    train = train_folder(files, paths)
     root = train[:-1] if train else os.path.commonprefix([parts[:-1] for parts in paths])
     # What lies elsewhere keeps its name alone, which is in no class folder.
     top = [x[len(root) :] if x[:-1][: len(root)] == root else x[-1:] for x in paths]

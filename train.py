@@ -545,8 +545,8 @@ def resumed_args(args, checkpoint):
     for name, value in given.items():
         if name not in MAY_CHANGE and value != getattr(again, name):
             flag = f"--{name.replace('_', '-')}"
-            run = f"the run to be resumed, which has {stored.get(name)}"
-            raise ValueError(f"{flag} {value} contradicts {run}: leave {flag} or --resume out")
+            other = f"the run to be resumed, which has {stored.get(name)}"
+            raise ValueError(f"{flag} {value} contradicts {other}: leave {flag} or --resume out")
     again.data = data.source_of(checkpoint, given.get("data"))
     again.minutes, again.processes = args.minutes or again.minutes, int(stored.get("processes", 1))
     again.out, again.compile, again.resume, again.given = args.out, args.compile, True, given
