@@ -45,6 +45,8 @@ ABLATIONS = {
     "no growing: 40 px all along": "--grow 40",
     "each block starts as the identity, Kaiming convolutions": "--model v16:zero_init=true",
     "skips that leave pixels out": "--model v16:avg_down=false",
+    "no bottlenecks in the last group": "--model v16:tail=0",
+    "convolutions of one path": "--model v16:path_width=0",
     "a first group of 64 channels": "--model v16:first=1",
     "no warm-up": "--warmup 0",
     "cosine instead of linear": "--schedule cosine",

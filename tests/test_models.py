@@ -72,8 +72,8 @@ def test_v16_has_the_size_and_the_cost_that_it_says():
     network = models.build_model("v16", 200)
     assert all(group[0].bn2.weight.eq(1).all() for group in network.groups)
     assert isinstance(network.groups[1][0].downsample[0], torch.nn.AvgPool2d)
-    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == 1.18
-    for side, gflop in ((24, 0.036), (32, 0.065), (40, 0.101)):
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == 0.76
+    for side, gflop in ((24, 0.023), (32, 0.041), (40, 0.063)):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network.eval()(torch.rand(1, 3, side, side))
         assert round(counter.get_total_flops() / 1e9, 3) == gflop
@@ -124,12 +124,12 @@ def test_v14s_options_change_what_they_say():
         assert (not torch.equal(network(x), network(x))) == differ
 
 
-@pytest.mark.parametrize("name", ["v14", "v16"])
-def test_a_zero_initialised_block_is_the_identity_and_a_plain_one_is_not(name):
-    block = models.build_model(name, 10, zero_init=True).eval().groups[0][0]
-    x = torch.rand(2, block.conv1.in_channels, 8, 8)
-    assert torch.equal(block(x), x)
-    plain = models.build_model(name, 10, zero_init=False).eval().groups[0][0]
+@pytest.mark.parametrize("name, group, block", [("v14", 0, 0), ("v16", 0, 0), ("v16", -1, -1)])
+def test_a_zero_initialised_block_is_the_identity_and_a_plain_one_is_not(name, group, block):
+    identity = models.build_model(name, 10, zero_init=True).eval().groups[group][block]
+    x = torch.rand(2, identity.conv1.in_channels, 8, 8)
+    assert torch.equal(identity(x), x)
+    plain = models.build_model(name, 10, zero_init=False).eval().groups[group][block]
     assert not torch.allclose(plain(x), x)
 
 
@@ -143,6 +143,39 @@ def test_an_averaging_skip_connection_sees_every_pixel(avg_down, seen):
     assert (x.grad != 0).sum() == seen
     ones = block.downsample[:-1](torch.ones_like(x))  # also where the last square is cut short
     assert torch.allclose(ones, ones[:, :, :1, :1].expand_as(ones))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_bottleneck_is_torchvisions_resnext_block(training):
+    theirs = torchvision.models.resnet.Bottleneck(64, 16, groups=2, base_width=128)
+    ours = models.Bottleneck(64, path_width=32)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.rand(4, 64, 5, 5)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    outputs = [f.train(training)(x) for f, x in zip((ours, theirs), inputs)]
+    assert torch.allclose(*outputs, atol=1e-6)
+    for y in outputs:
+        y.square().sum().backward()
+    assert torch.allclose(*(x.grad for x in inputs), atol=1e-4)
+    assert torch.allclose(ours.conv1.weight.grad, theirs.conv1.weight.grad, atol=1e-3)
+
+
+@pytest.mark.parametrize("side", [2, 5])  # at 2 a convolution with one path is a matrix product
+def test_each_path_of_a_block_sees_its_own_channels(side):
+    block = models.BasicBlock(6, 12, path_width=4)
+    x = torch.rand(2, 12, side, side)
+    weights = block.conv2.weight.chunk(3)
+    expected = [F.conv2d(a, w, padding=1) for a, w in zip(x.chunk(3, 1), weights)]
+    assert torch.allclose(block.conv2(x), torch.cat(expected, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "channels, width, paths",
+    [(128, 32, 4), (48, 32, 1), (200, 32, 2), (75, 32, 1), (8, 1, 8), (16, 64, 1), (16, 0, 1)],
+)
+def test_paths_share_out_the_channels_evenly(channels, width, paths):
+    block = models.BasicBlock(4, channels, path_width=width)
+    assert (block.conv1.groups, block.conv2.groups) == (1, paths)
 
 
 @pytest.mark.parametrize("name", list(models.MODELS))
