@@ -47,14 +47,15 @@ RECIPES = {
     ),
     # Ours for a CPU or a small GPU, from five minutes to a night.
     "quick": dict(
-        model="v16", grow=24, augment="hflip,shift=2", lr=0.45, warmup=0.1, schedule="linear",
-        epochs=20, batch_size=128, weight_decay=2e-4, nesterov=True, label_smoothing=0.1,
+        model="v16:tail=1,path_width=32", grow=24, augment="hflip,shift=2", lr=0.45, warmup=0.1,
+        schedule="linear", epochs=20, batch_size=128, weight_decay=2e-4, nesterov=True,
+        label_smoothing=0.1,
     ),
     # Ours for a GPU, minutes of a large one or a night of a small one: wide, with pictures mixed.
     "best": dict(
-        model="v16:stride=1,depth=2,width=128,first=1,tail=0,path_width=0", grow=24,
-        augment="hflip,shift", lr=0.2, warmup=0.025, schedule="linear", epochs=200, batch_size=256,
-        weight_decay=5e-4, nesterov=True, label_smoothing=0.1, mixup=0.2, cutmix=1.0,
+        model="v16:stride=1,depth=2,width=128,first=1", grow=24, augment="hflip,shift", lr=0.2,
+        warmup=0.025, schedule="linear", epochs=200, batch_size=256, weight_decay=5e-4,
+        nesterov=True, label_smoothing=0.1, mixup=0.2, cutmix=1.0,
     ),
 }  # fmt: skip
 DEFAULTS = dict(RECIPES["report"], recipe="report", out=".", seed=0)
@@ -209,12 +210,11 @@ class Run:
 
     def state(self):
         """The checkpoint: plain tensors, numbers, strings, lists and dicts only."""
-        schedule = self.schedule.state_dict()
         resume = dict(
             step=self.step, rate=self.rate, totals=self.totals,
             optimizer=self.optimizer.state_dict(),
             # without its functions, which load_checkpoint would refuse to read
-            schedule={k: v for k, v in schedule.items() if not callable(v)},
+            schedule={k: v for k, v in self.schedule.state_dict().items() if not callable(v)},
             scaler=self.scaler.state_dict(),
         )  # fmt: skip
         versions = {module.__name__: str(module.__version__) for module in (torch, torchvision)}

@@ -31,6 +31,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import data  # noqa: E402
 import predict  # noqa: E402
+import train  # noqa: E402
 
 # Name: flags of train.py, and its colour (told apart by the colour-blind: Okabe and Ito).
 RACERS = {
@@ -39,22 +40,23 @@ RACERS = {
     "v14": ("--recipe report", "#D55E00"),
 }
 # What is left out of `quick`, or changed: name and flags.
+OURS = f"--model {train.RECIPES['quick']['model']}"
 ABLATIONS = {
     "quick": "",
     "32 px, growing from 16": "--size 32 --grow 16",
     "no growing: 40 px all along": "--grow 40",
-    "each block starts as the identity, Kaiming convolutions": "--model v16:zero_init=true",
-    "skips that leave pixels out": "--model v16:avg_down=false",
-    "no bottlenecks in the last group": "--model v16:tail=0",
-    "convolutions of one path": "--model v16:path_width=0",
-    "a first group of 64 channels": "--model v16:first=1",
+    "each block starts as the identity, Kaiming convolutions": f"{OURS},zero_init=true",
+    "skips that leave pixels out": f"{OURS},avg_down=false",
+    "no bottleneck in the last group": f"{OURS},tail=0",
+    "convolutions of one path": f"{OURS},path_width=0",
+    "a first group of 64 channels": f"{OURS},first=1",
     "no warm-up": "--warmup 0",
     "cosine instead of linear": "--schedule cosine",
     "no label smoothing": "--label-smoothing 0",
     "no shift": "--augment hflip",
     "clean + augmented": "--augment clean+hflip,shift=2",
-    "four groups instead of three": "--model v16:groups=4",
-    "two blocks a group": "--model v16:depth=2",
+    "four groups instead of three": f"{OURS},groups=4",
+    "two blocks a group": f"{OURS},depth=2",
     "more weight decay": "--weight-decay 5e-4",
     "batches of 256": "--batch-size 256",
 }

@@ -245,13 +245,14 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, homework, capsys)
     assert "try a lower --lr" in error and list(out.glob("*.pt")) == []
 
 
+@pytest.mark.parametrize("model", [TINY, "v16:width=16,tail=1,path_width=8"])
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_half_precision_keeps_weights_whole_and_resumes_with_its_loss_scale(
-    tmp_path, homework, monkeypatch, precision
+    tmp_path, homework, monkeypatch, precision, model
 ):
     monkeypatch.setattr(predict, "choose_precision", lambda device: precision)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    small = ["--limit", "24", "--epochs", "3"]
+    small = ["--limit", "24", "--epochs", "3", "--model", model]
     train.main([*flags(homework, whole), *small])
     with monkeypatch.context() as patch:
         patch.setattr(predict, "write_log", interrupt_in_epoch(2))
