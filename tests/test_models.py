@@ -145,7 +145,7 @@ def test_v14s_options_change_what_they_say():
 
 
 @pytest.mark.parametrize(
-    "name, group, block", [("v14", 0, 0), ("v16", 0, 0), ("v16:tail=1", -1, -1)]
+    "spec, group, block", [("v14", 0, 0), ("v16", 0, 0), ("v16:tail=1", -1, -1)]
 )
 def test_a_zero_initialised_block_is_the_identity_and_a_plain_one_is_not(spec, group, block):
     name, options = models.parse(spec)
