@@ -365,7 +365,7 @@ class V16(V14):
         require("tail", tail, 0 <= tail <= 100, "from 0 to 100")
         require("path_width", path_width, 0 <= path_width <= 1024, "from 0 to 1024")
         require("stride", stride, stride in (1, 2), "1 or 2")
-        self.first = first  # and options, before they are used
+        self.first = first  # both are read while V14 builds its groups
         self.options = dict(depth=depth, avg_down=avg_down, path_width=path_width)
         super().__init__(num_classes, groups, stem_kernel=3, dropout=dropout, zero_init=False,
                          width=width)  # fmt: skip
