@@ -298,7 +298,7 @@ def plan(run, epochs):
         run.pace = predict.median_seconds(run.device, steps, trying) / 3
         run.costs.append(len(run.batches) * share * run.pace)
     finishing = predict.seconds_to_finish(run)
-    left = 0.93 * (run.deadline - time.monotonic())  # a machine isn't always equally fast
+    left = 0.95 * (run.deadline - time.monotonic())  # a machine isn't always equally fast
     # All processes plan for the slowest.
     epoch, late, finishing = predict.largest(sum(run.costs) + finishing, -left, finishing)
     run.finishing = 1.5 * finishing
@@ -317,15 +317,15 @@ def plan(run, epochs):
 
 
 def replan(run):
-    """Plan again, while half of a run is ahead, by its speed so far: that of machines varies."""
+    """Plan again, after each epoch but the last, by the speed so far: that of machines varies."""
     planned, spent = run.args.epochs, time.monotonic() - run.begin
     done = planned * data.time_at(run.sides, run.done(0), run.costs)  # in average epochs
     finishing = min(run.finishing / 1.5, spent / run.epoch)
     (epoch,) = predict.largest((spent - run.epoch * finishing) / done + finishing)
-    epochs = max(run.epoch + 1, int(run.budget / epoch))
-    if abs(epochs - planned) >= 0.05 * planned:
-        print(f"planned anew: {epochs} epochs of {epoch:.1f} s")
-        run.args.epochs = epochs
+    fitting = run.budget / epoch
+    if not 0.98 * planned <= fitting < max(planned + 1, 1.02 * planned):
+        run.args.epochs = max(run.epoch + 1, int(fitting))
+        print(f"planned anew: {run.args.epochs} epochs of {epoch:.1f} s")
 
 
 def train_step(run, epoch, step, x, y):
@@ -421,7 +421,7 @@ def fit(run):
             row.update(images_per_second=speed, seconds=time.monotonic() - progress.start)
             row = {k: float(f"{x:.6g}") if isinstance(x, float) else x for k, x in row.items()}
             run.rows.append(row)
-            if run.budget and 2 * run.epoch < run.args.epochs:
+            if run.budget and run.epoch < run.args.epochs:
                 replan(run)
             if predict.best_row(run.rows) is row:
                 save(run, "best.pt")

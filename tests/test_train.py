@@ -607,10 +607,12 @@ def test_a_short_cyclic_run_makes_one_whole_cycle():
 
 
 class Clock:
-    """A clock that steps of training move on by a second, later by `pace`, and validation by 5."""
+    """A clock that steps of training move on by a second, by `pace` after the epoch `since`, and
+    validation by 5.
+    """
 
-    def __init__(self, monkeypatch, pace=1):
-        self.now, self.pace, self.step = 100.0, pace, train.train_step
+    def __init__(self, monkeypatch, pace=1, since=1):
+        self.now, self.pace, self.since, self.step = 100.0, pace, since, train.train_step
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
         monkeypatch.setattr(train, "train_step", self.train_step)
         self.evaluate = predict.evaluate
@@ -621,7 +623,7 @@ class Clock:
         return self.evaluate(network, images, labels, *rest)
 
     def train_step(self, run, *batch):
-        self.now += self.pace if run.epoch else 1
+        self.now += self.pace if run.epoch >= self.since else 1
         return self.step(run, *batch)
 
 
@@ -630,7 +632,7 @@ def test_minutes_plan_as_many_epochs_as_fit_and_the_run_is_as_if_they_were_given
 ):
     Clock(monkeypatch)
     # 24 steps an epoch, 5 s to validate and 0.2 s for the curves: 29.2 s. 9 steps and 3 validations
-    # are tried; of the 216 s left 0.93 are used, less half of the 5.2 s that are kept as a reserve.
+    # are tried; of the 216 s left 0.95 are used, less half of the 5.2 s that are kept as a reserve.
     given = ["--data", homework, "--model", TINY, "--lr", "0.1", "--val", "0.2"]
     given = [*map(str, given), "--batch-size", "4"]
     train.main([*given, "--minutes", "4", "--out", str(tmp_path / "planned")])
@@ -656,7 +658,7 @@ def test_where_the_machine_slows_down_a_run_stops_in_time_to_be_resumed(
     clock.pace = 1
     train.main([*given, "--resume"])
     log = columns(tmp_path / "log.csv")
-    assert len(log) == 2 and float(log[-1]["lr"]) < 1e-3
+    assert len(log) == 3 and float(log[-1]["lr"]) < 1e-3
 
 
 @pytest.mark.parametrize("grow", [[], ["--grow", "16", "--size", "24"]])
@@ -672,6 +674,17 @@ def test_a_plan_made_beside_other_work_is_made_anew(homework, tmp_path, monkeypa
     assert "planned: 3 epochs of 53.2 s" in said and "planned anew: " in said
     assert len(log) >= 6 and float(log[-1]["lr"]) < 2e-3 and clock.now < 340
     assert torch.load(tmp_path / "ckpt.pt")["args"]["epochs"] == len(log)
+
+
+@pytest.mark.parametrize("pace, fewest", [(0.5, 17), (1.5, 12)])
+def test_a_run_ends_as_planned_where_the_machine_becomes_faster_or_slower_half_way(
+    homework, tmp_path, monkeypatch, capsys, pace, fewest
+):
+    clock = Clock(monkeypatch, pace, since=8)  # 14 epochs were planned
+    given = ["--data", str(homework), "--model", TINY, "--lr", "0.1", "--val", "0.2"]
+    train.main([*given, "--batch-size", "4", "--minutes", "8", "--out", str(tmp_path)])
+    log, taken = columns(tmp_path / "log.csv"), clock.now - 100
+    assert len(log) >= fewest and float(log[-1]["lr"]) < 1e-3 and 0.85 * 480 < taken < 480
 
 
 def test_epochs_that_do_not_fit_into_the_minutes_are_refused_or_stopped(
