@@ -322,9 +322,9 @@ def replan(run):
     done = planned * data.time_at(run.sides, run.done(0), run.costs)  # in average epochs
     finishing = min(run.finishing / 1.5, spent / run.epoch)
     (epoch,) = predict.largest((spent - run.epoch * finishing) / done + finishing)
-    fitting = run.budget / epoch
+    fitting = max(run.epoch + 1, run.budget / epoch)
     if not 0.98 * planned <= fitting < max(planned + 1, 1.02 * planned):
-        run.args.epochs = max(run.epoch + 1, int(fitting))
+        run.args.epochs = int(fitting)
         print(f"planned anew: {run.args.epochs} epochs of {epoch:.1f} s")
 
 

@@ -607,7 +607,7 @@ def test_a_short_cyclic_run_makes_one_whole_cycle():
 
 
 class Clock:
-    """A clock that steps of training move on by a second, by `pace` after the epoch `since`, and
+    """A clock that steps of training move on by a second, after so many epochs by `pace`, and
     validation by 5.
     """
 
@@ -680,9 +680,10 @@ def test_a_plan_made_beside_other_work_is_made_anew(homework, tmp_path, monkeypa
 def test_a_run_ends_as_planned_where_the_machine_becomes_faster_or_slower_half_way(
     homework, tmp_path, monkeypatch, capsys, pace, fewest
 ):
-    clock = Clock(monkeypatch, pace, since=8)  # 14 epochs were planned
+    clock = Clock(monkeypatch, pace, since=8)
     given = ["--data", str(homework), "--model", TINY, "--lr", "0.1", "--val", "0.2"]
     train.main([*given, "--batch-size", "4", "--minutes", "8", "--out", str(tmp_path)])
+    assert "planned: 14 epochs" in capsys.readouterr().out
     log, taken = columns(tmp_path / "log.csv"), clock.now - 100
     assert len(log) >= fewest and float(log[-1]["lr"]) < 1e-3 and 0.85 * 480 < taken < 480
 
