@@ -47,7 +47,7 @@ RECIPES = {
     ),
     # Ours for a CPU or a small GPU, from five minutes to a night.
     "quick": dict(
-        model="v16:tail=1,path_width=32", grow=24, augment="hflip,shift=2", lr=0.45, warmup=0.1,
+        model="v16:tail=1,path_width=32", grow=24, augment="hflip,shift", lr=0.45, warmup=0.1,
         schedule="linear", epochs=20, batch_size=128, weight_decay=2e-4, nesterov=True,
         label_smoothing=0.1,
     ),

@@ -54,7 +54,7 @@ ABLATIONS = {
     "cosine instead of linear": "--schedule cosine",
     "no label smoothing": "--label-smoothing 0",
     "no shift": "--augment hflip",
-    "clean + augmented": "--augment clean+hflip,shift=2",
+    "clean + augmented": "--augment clean+hflip,shift",
     "four groups instead of three": f"{OURS},groups=4",
     "two blocks a group": f"{OURS},depth=2",
     "more weight decay": "--weight-decay 5e-4",
