@@ -323,7 +323,7 @@ def replan(run):
     finishing = min(run.finishing / 1.5, spent / run.epoch)
     (epoch,) = predict.largest((spent - run.epoch * finishing) / done + finishing)
     fitting = max(run.epoch + 1, run.budget / epoch)
-    if not 0.98 * planned <= fitting < max(planned + 1, 1.02 * planned):
+    if int(fitting) != planned and abs(fitting - planned) >= 0.02 * planned:
         run.args.epochs = int(fitting)
         print(f"planned anew: {run.args.epochs} epochs of {epoch:.1f} s")
 

@@ -607,8 +607,8 @@ def test_a_short_cyclic_run_makes_one_whole_cycle():
 
 
 class Clock:
-    """A clock that steps of training move on by a second, after so many epochs by `pace`, and
-    validation by 5.
+    """A clock that steps of training move on by a second, those after the first `since` epochs by
+    `pace`, and validation by 5.
     """
 
     def __init__(self, monkeypatch, pace=1, since=1):
