@@ -309,7 +309,9 @@ def parse_args(argv=None):
     import data
 
     about = "Draw what a mix of augmentations does to pictures: python augment.py MIX"
-    return data.parse_flags("augment.py", about, FLAGS, argv, mix=REPORT_MIX, out="augment.png")
+    size = ("arguments", "--size", "S", data.SIDE, "resize pictures to S x S pixels")
+    flags = [*FLAGS, size]
+    return data.parse_flags("augment.py", about, flags, argv, mix=REPORT_MIX, out="augment.png")
 
 
 def main(argv=None):
@@ -319,7 +321,7 @@ def main(argv=None):
     with data.sentences("augment.py"):
         pipelines = parse(args.mix)
         data.check_out(args.out)
-        dataset = data.load(args.data, limit=100, test=False)
+        dataset = data.load(args.data, args.size, limit=100, test=False)
         first = {label: i for i, label in reversed(list(enumerate(dataset.labels.tolist())))}
         images = dataset.images[list(first.values())[:6]]
         data.set_aside(args.out)

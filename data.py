@@ -62,6 +62,7 @@ MOST_BYTES = 64 << 20  # in a file: such a photograph, or a table of two million
 # (macOS adds such).
 MOST_USELESS = 100_000
 TOO_MUCH = "it unpacks to far more than pictures take: if you trust it, unpack it before"
+HOW = "by --data, or after data.py"  # how a source is named
 EXPECTED = "expected labels.csv with trainval/, train/<class>/*, <class>/* or Tiny ImageNet"
 
 
@@ -180,15 +181,15 @@ def find_source(places=("data", "/kaggle/input")):
         if not found:
             found = [str(x) for child in below for x in sorted(child.glob("*")) if is_archive(x)]
         if len(found) > 1:
-            raise ValueError(f"several data sets: choose with --data {' or '.join(found)}")
+            raise ValueError(f"several data sets, {' and '.join(found)}: name one ({HOW})")
         if found:
-            print(f"data: {found[0]} (found below {place}/; --data names another)")
+            print(f"data: {found[0]} (found below {place}/)")
             return found[0]
         strange += [place] if any(map(is_picture, Files(place).names)) else []
     if strange:
         unknown = "holds pictures, but as no data set known here"
-        raise ValueError(f"{strange[0]} {unknown}: choose with --data PATH, or --data demo")
-    print("*** No --data, nothing below data/ or /kaggle/input/: this is the built-in DEMO, ***")
+        raise ValueError(f"{strange[0]} {unknown}: name another, or demo ({HOW})")
+    print("*** Nothing named, nothing in data/ or /kaggle/input/: this is the built-in DEMO, ***")
     print("*** ten classes of drawn textures. Its figures say nothing about real pictures. ***")
     return "demo"
 
@@ -228,8 +229,8 @@ class Files:
                 seen.add(os.path.realpath(folder))
                 found += [Path(folder, name).relative_to(self.path).as_posix() for name in names]
         elif not self.path.exists():
-            known = f"--data takes a folder, an archive, {', '.join(CIFAR)} or demo"
-            raise FileNotFoundError(f"there is no {path}: {known}")
+            known = f"a folder, an archive, {', '.join(CIFAR)} or demo"
+            raise FileNotFoundError(f"there is no {path}: expected {known}")
         elif not self.path.is_file() or not self.path.name.lower().endswith(ARCHIVES):
             raise ValueError(f"{path} is no data set: expected a folder or {' '.join(ARCHIVES)}")
         else:
@@ -269,8 +270,6 @@ class Files:
                         raise ValueError(TOO_MUCH)
                     if wanted:
                         self.contents[name] = archive.extractfile(member).read()
-                        if len(self.contents[name]) != member.size:
-                            raise EOFError(f"it ends within {name}")
                         progress.add(1)
             while read(1 << 20):  # to the end, where the checksum is
                 pass
@@ -928,9 +927,7 @@ def parse_flags(script, description, flags, argv, **defaults):
     a list of choices, bool for a flag without value, or how many there are ("?" or "+") of what
     comes without a flag. What Jupyter adds to sys.argv is dropped.
     """
-    parser = argparse.ArgumentParser(
-        prog=script, usage=argparse.SUPPRESS, description=description, allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(script, argparse.SUPPRESS, description, allow_abbrev=False)
     groups = {group: parser.add_argument_group(group) for group, *_ in flags}
     for group, flag, metavar, kind, text in flags:
         if kind is bool:
@@ -986,7 +983,7 @@ def explained(error):
     """A sentence for what torch can only stumble over; other errors are raised again."""
     text = str(error).lower()
     if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", text):
-        return "out of memory: try a smaller --batch-size, --size or network"
+        return "out of memory: try a smaller network, or train.py's --batch-size or --size"
     if re.search("connection closed|reset by peer|broken pipe|timed out", text):
         return "another process of this run ended; --resume goes on after a finished epoch"
     if re.search("(torch.compile|dynamo) .*support", text):  # a Python too new for this torch
@@ -1146,9 +1143,8 @@ def set_aside(*paths):
         with claimed(path):
             pass
     if there:
-        number = 1
-        while (aside := there[0].parent / f"earlier-{number}").exists():
-            number += 1
+        asides = (there[0].parent / f"earlier-{number}" for number in itertools.count(1))
+        aside = next(path for path in asides if not path.exists())
         aside.mkdir()
         for path in there:
             path.rename(aside / path.name)
@@ -1274,7 +1270,7 @@ FLAGS = [
     ("arguments", "data", "PATH", "?", "folder, archive, cifar10, cifar100 or demo (default: the "
      "one data set below data/ or /kaggle/input/, else the demo)"),
     ("arguments", "--size", "S", SIDE, "resize pictures to S x S pixels (default: their own)"),
-    ("arguments", "--limit", "N", at_least(2), "at most N labelled pictures, of all classes alike"),
+    ("arguments", "--limit", "N", at_least(2), "at most N labelled pictures, each class its share"),
     ("arguments", "--out", "FILE", str, "default: data.png"),
 ]  # fmt: skip
 

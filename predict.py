@@ -34,11 +34,8 @@ import data
 import models
 
 # Test-time views as (flip, rows down, columns right), in the order in which --views takes them.
-VIEWS = [
-    (flip, *shift)
-    for shift in ((0, 0), (1, 1), (-1, -1), (1, -1), (-1, 1))
-    for flip in (False, True)
-]
+SHIFTS = (0, 0), (1, 1), (-1, -1), (1, -1), (-1, 1)
+VIEWS = [(flip, *shift) for shift in SHIFTS for flip in (False, True)]
 
 # ---------------------------------------------------------------- device, precision, processes
 
@@ -76,30 +73,18 @@ def has_kernels(capability, kernels):
     return False
 
 
-def gpu_precision(capability):
-    """bfloat16 from Ampere on, float16 on Volta and Turing (T4), else float32.
-
-    Not torch.cuda.is_bf16_supported(), which is true by emulation on a T4.
-    """
-    if capability >= (8, 0):
-        return torch.bfloat16
-    return torch.float16 if capability >= (7, 0) else torch.float32
-
-
-def cpu_precision(cpuinfo):
-    """bfloat16 where the processor multiplies in it (AVX-512 BF16 or AMX), else float32."""
-    flags = set(cpuinfo.split())
-    return torch.bfloat16 if flags & {"avx512_bf16", "amx_bf16"} else torch.float32
-
-
 def choose_precision(device):
-    """The dtype that convolutions and matrix products are computed in on this device."""
+    """The dtype that convolutions and matrix products are computed in: bfloat16 on GPUs from Ampere
+    on and on processors that multiply in it (AVX-512 BF16 or AMX), float16 on Volta and Turing
+    (T4), else float32. Not torch.cuda.is_bf16_supported(), which is true by emulation on a T4.
+    """
     if device.type == "cuda":
-        return gpu_precision(torch.cuda.get_device_capability(device))
-    try:
-        return cpu_precision(Path("/proc/cpuinfo").read_text())
-    except OSError:  # not Linux: no plain way to ask
-        return torch.float32
+        major = torch.cuda.get_device_capability(device)[0]
+        return torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
+    with suppress(OSError):  # not Linux: no plain way to ask
+        if {"avx512_bf16", "amx_bf16"} & {*Path("/proc/cpuinfo").read_text().split()}:
+            return torch.bfloat16
+    return torch.float32
 
 
 def memory_format(network, device, precision):
@@ -108,10 +93,8 @@ def memory_format(network, device, precision):
     On a CPU, bfloat16 was seen at half the speed, and 1x1 convolutions of fewer than 8 channels
     write past the end of their memory (torch 2.14 with AVX2).
     """
-    thin = any(
-        isinstance(m, torch.nn.Conv2d) and m.kernel_size == (1, 1) and m.in_channels < 8
-        for m in network.modules()
-    )
+    convolutions = (m for m in network.modules() if isinstance(m, torch.nn.Conv2d))
+    thin = any(m.kernel_size == (1, 1) and m.in_channels < 8 for m in convolutions)
     if device.type == "cpu" and (thin or precision == torch.bfloat16):
         return torch.contiguous_format
     return torch.channels_last
@@ -290,11 +273,12 @@ def load_run(path, device="cpu"):
             and (run["val"] is None or 0 <= run["val"] < 1)
             and 0 <= run["seed"] < 2**63 and (run["limit"] or 2) > 1
             and data.SMALLEST <= saved["size"] <= data.LARGEST
-            and [row["epoch"] for row in rows] == [*range(1, saved["epoch"] + 1)]
-            and all(0 <= row[key] < 1e99 for row in rows for key in logged)
             and all({"val_loss", "val_acc"} <= row.keys() for row in rows)
-            and all(x == "" or type(x) is float or (type(x) is int and abs(x) < 1e99)
-                    for row in rows for x in row.values())
+            and all(type(x) is float or (type(x) is int and abs(x) < 1e99) or x == ""
+                    for row in rows for x in row.values())  # before anything is compared
+            and saved["epoch"] == len(rows)
+            and [row["epoch"] for row in rows] == [*range(1, len(rows) + 1)]
+            and all(0 <= row[key] < 1e99 for row in rows for key in logged)
         ):  # fmt: skip
             return network, saved
     raise ValueError(f"{path} is not a checkpoint of this train.py: its args or log are wrong")
@@ -826,9 +810,7 @@ def main(argv=None):
         networks, checkpoints = zip(*(load_run(path, device) for path in args.checkpoints))
         for path, checkpoint in zip(args.checkpoints, checkpoints):
             if any(checkpoint[key] != checkpoints[0][key] for key in ("classes", "size")):
-                raise ValueError(
-                    f"{path} has other classes or another size than {args.checkpoints[0]}"
-                )
+                raise ValueError(f"{path} has other classes or sizes than {args.checkpoints[0]}")
         if args.score:
             score(networks, checkpoints, args)
         else:

@@ -249,7 +249,7 @@ class Run:
         if resume["scaler"]:  # none where the precision needs none
             self.scaler.load_state_dict(resume["scaler"])
         self.epoch, self.rows = checkpoint["epoch"], checkpoint["log"]
-        self.step, self.rate = resume["step"], resume["rate"]
+        self.step, self.rate = int(resume["step"]), resume["rate"]
         self.totals = resume["totals"].to(self.device) * (self.rank == 0)
 
 
@@ -337,7 +337,7 @@ def train_step(run, epoch, step, x, y):
     loss = F.cross_entropy(logits.float(), y, label_smoothing=run.args.label_smoothing)
     # Gradients are averaged over processes, whose parts of a batch differ by a picture at most.
     weight = len(y) * run.world / run.batches.batch_size(step)
-    run.scaler.scale(loss * weight if run.world > 1 else loss).backward()
+    run.scaler.scale(loss * weight).backward()
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad()
@@ -345,7 +345,7 @@ def train_step(run, epoch, step, x, y):
 
 
 def train_steps(run, stop, progress):
-    """Train to the end of the epoch; why it was left before that, if so."""
+    """Train to the end of the epoch, or until the run is to stop: why, if so."""
     run.network.train()
     first, begin = run.step, time.monotonic()
     for x, y in run.batches.epoch(run.epoch, first):
@@ -489,8 +489,8 @@ FLAGS = [
     ("data", "--augment", "MIX", str, "E2", "copies of the data: + concatenates, a comma composes, "
      f"=S is a strength, :P a probability; clean, {', '.join(augment.AUGMENTATIONS)}"),
     ("data", "--size", "S", data.SIDE, "", "pixels of each side (default: their own)"),
-    ("data", "--limit", "N", SEVERAL, "", "at most N labelled pictures, of all classes alike"),
-    ("data", "--grow", "S", data.SIDE, "", "from S pixels to --size, in three parts equally long"),
+    ("data", "--limit", "N", SEVERAL, "", "at most N labelled pictures, each class its share"),
+    ("data", "--grow", "S", data.SIDE, "", "from S pixels to --size, by three parts of the time"),
     ("data", "--mixup", "ALPHA", DECAY, "", "mix pictures in pairs"),
     ("data", "--cutmix", "ALPHA", DECAY, "", "paste a part of a picture into another"),
     ("model", "--model", "NAME", str, "F1 to F7",
@@ -500,12 +500,12 @@ FLAGS = [
     ("optimisation", "--schedule", "NAME", list(SCHEDULES), "B1 to B4, F1", ", ".join(SCHEDULES)),
     ("optimisation", "--warmup", "SHARE", SHARE, "", "of the steps, while the rate rises to --lr"),
     ("optimisation", "--epochs", "N", ONE_OR_MORE, "F9", "passes over the training set"),
-    ("optimisation", "--batch-size", "N", SEVERAL, "all", "pictures a step, of each process"),
-    ("optimisation", "--momentum", "M", SHARE, "all", "of SGD"),
+    ("optimisation", "--batch-size", "N", SEVERAL, "", "pictures a step, of each process"),
+    ("optimisation", "--momentum", "M", SHARE, "", "of SGD"),
     ("optimisation", "--nesterov", "", bool, "", "Nesterov's momentum"),
     ("optimisation", "--weight-decay", "D", DECAY, "F12", "L2 penalty on all weights"),
     ("optimisation", "--label-smoothing", "SHARE", SHARE, "", "of an answer, for all classes"),
-    ("run", "--recipe", "NAME", list(RECIPES), "", ", ".join(RECIPES)),
+    ("run", "--recipe", "NAME", list(RECIPES), "", "report (these defaults), quick or best"),
     ("run", "--minutes", "M", POSITIVE, "", "end within M minutes: by as many epochs as fit; with "
      "--epochs by stopping in time, to be resumed"),
     ("run", "--resume", "", bool, "", "go on with the ckpt.pt in --out, with its flags"),

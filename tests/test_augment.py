@@ -255,6 +255,19 @@ def test_the_sheet_is_drawn_and_what_was_there_is_kept(tmp_path, monkeypatch, ca
     assert stop.value.code == 2 and "did you mean hflip" in error and error.count("\n") == 1
 
 
+def test_the_sheet_shows_large_pictures_at_the_size_that_is_given(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (700, 600), "red").save(tmp_path / "photos" / name / "1.png")
+    with pytest.raises(SystemExit):
+        augment.main(["hflip", "--data", "photos"])
+    assert "600 px: say --size 64" in capsys.readouterr().err
+    augment.main(["hflip", "--data", "photos", "--size", "64"])
+    with Image.open(tmp_path / "augment.png") as sheet:
+        assert sheet.height < 400  # two rows of pictures of 128 px
+
+
 def test_on_a_gpu_where_all_are_computed_the_same_are_changed(monkeypatch):
     images = torch.rand(64, 3, 20, 20)
     mix = augment.parse("hflip,vflip,gray:0.5,invert,equalize")[0]  # which draw but who is hit

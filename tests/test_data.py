@@ -334,7 +334,7 @@ def test_the_source_is_looked_for_and_said(tmp_path, monkeypatch, capsys, homewo
     pack(homework, tmp_path / "data" / "other.zip")
     (tmp_path / "data" / "other.zip").rename(tmp_path / "data" / "cifar-10-of-mine.ZIP")
     (tmp_path / "data" / "cifar-10-python.tar.gz").write_bytes(b"which torchvision unpacks")
-    with pytest.raises(ValueError, match=r"data/bhw1 or data/cifar-10-of-mine.ZIP$"):
+    with pytest.raises(ValueError, match=r"data/bhw1 and data/cifar-10-of-mine.ZIP:"):
         data.find_source()
     shutil.copytree(homework, tmp_path / "data", dirs_exist_ok=True)
     assert data.find_source() == "data"
@@ -354,7 +354,7 @@ def test_each_of_kaggles_mounts_is_a_source_by_itself(tmp_path, homework, capsys
     competition = shutil.copytree(homework, place / "competitions" / "bhw1")
     assert data.find_source([place]) == str(competition)
     pets = write_folders(place / "datasets" / "you" / "pets", "cat", "dog")
-    with pytest.raises(ValueError, match=f"choose with --data {competition} or {pets}"):
+    with pytest.raises(ValueError, match=f"data sets, {competition} and {pets}: name one"):
         data.find_source([place])
     shutil.rmtree(competition)
     shutil.rmtree(pets)

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -341,15 +342,24 @@ def test_a_wrong_thing_is_one_sentence_and_nothing_is_written(trained, here, cap
     assert sorted(here.rglob("*")) == before
 
 
-def test_precision_follows_what_the_hardware_multiplies_in():
-    assert predict.gpu_precision((9, 0)) == torch.bfloat16  # H100
-    assert predict.gpu_precision((8, 0)) == torch.bfloat16  # A100
-    assert predict.gpu_precision((7, 5)) == torch.float16  # T4, whatever is_bf16_supported() says
-    assert predict.gpu_precision((6, 0)) == torch.float32  # P100
-    assert predict.cpu_precision("flags : fpu avx512f avx512_bf16 ht") == torch.bfloat16
-    assert predict.cpu_precision("flags : fpu amx_bf16 amx_tile") == torch.bfloat16
-    assert predict.cpu_precision("flags : fpu avx2 avx512f") == torch.float32
-    assert predict.choose_precision(torch.device("cpu")) in (torch.bfloat16, torch.float32)
+def test_precision_follows_what_the_hardware_multiplies_in(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert predict.choose_precision(cpu) in (torch.bfloat16, torch.float32)
+    for capability, precision in {
+        (9, 0): torch.bfloat16,  # H100
+        (8, 0): torch.bfloat16,  # A100
+        (7, 5): torch.float16,  # T4, whatever is_bf16_supported() says
+        (6, 0): torch.float32,  # P100
+    }.items():
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        assert predict.choose_precision(gpu) == precision
+    for flags, precision in {
+        "flags : fpu avx512f avx512_bf16 ht": torch.bfloat16,
+        "flags : fpu amx_bf16 amx_tile": torch.bfloat16,
+        "flags : fpu avx2 avx512f": torch.float32,
+    }.items():
+        monkeypatch.setattr(Path, "read_text", lambda path, text=flags: text)
+        assert predict.choose_precision(cpu) == precision
 
 
 def test_a_card_without_kernels_is_known():

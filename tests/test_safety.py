@@ -150,6 +150,9 @@ CHANGES = {
     "numbers to resume from": lambda c: {**c, "resume": torch.ones(5)},
     "a log of huge numbers": lambda c: {
         **c, "log": [{**row, "val_acc": 10**400} for row in c["log"]]},
+    "a log of tensors": lambda c: {
+        **c, "log": [{**row, "lr": huge(10**5, 10**5)} for row in c["log"]]},
+    "many epochs": lambda c: {**c, "epoch": 10**10},
     "a log of strings": lambda c: {**c, "log": ["a", "b"]},
     "a log without losses": lambda c: {**c, "log": [{"epoch": 1}, {"epoch": 2}]},
     "a log that is too short": lambda c: {**c, "log": c["log"][:1]},
