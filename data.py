@@ -898,6 +898,13 @@ def time_at(sides, done, costs=None):
     return float(np.interp(done, steps, times)) / times[-1]
 
 
+def steps_at(sides, time, costs):
+    """The reverse of time_at(): the share of a run's steps after this share of its time."""
+    steps = [0, *itertools.accumulate(share for _, share in sides)]
+    times = [0, *itertools.accumulate(costs)]
+    return float(np.interp(time * times[-1], times, steps))
+
+
 def resized(images, side):
     """Float pictures [B, 3, S, S] at another side; unchanged at their own."""
     return images if images.shape[-1] == side else transforms.functional.resize(images, [side] * 2)

@@ -318,14 +318,14 @@ def plan(run, epochs):
 
 def replan(run):
     """Plan again, after each epoch but the last, by the speed so far: that of machines varies."""
-    planned, spent = run.args.epochs, time.monotonic() - run.begin
-    done = planned * data.time_at(run.sides, run.done(0), run.costs)  # in average epochs
-    finishing = min(run.finishing / 1.5, spent / run.epoch)
-    (epoch,) = predict.largest((spent - run.epoch * finishing) / done + finishing)
-    fitting = max(run.epoch + 1, run.budget / epoch)
+    planned, spent = run.args.epochs, (time.monotonic() - run.begin) / run.budget
+    costs = [c + share * run.finishing / 1.5 for c, (_, share) in zip(run.costs, run.sides)]
+    done = data.steps_at(run.sides, spent, costs)  # what should be done by now, as a share of all
+    (fitting,) = predict.largest(-run.epoch / max(done, 1e-9))  # for the slowest process
+    fitting = max(run.epoch + 1, -fitting)
     if int(fitting) != planned and abs(fitting - planned) >= 0.02 * planned:
         run.args.epochs = int(fitting)
-        print(f"planned anew: {run.args.epochs} epochs of {epoch:.1f} s")
+        print(f"planned anew: {run.args.epochs} epochs of {run.budget / run.args.epochs:.1f} s")
 
 
 def train_step(run, epoch, step, x, y):
@@ -449,7 +449,7 @@ def prepare_search(args):
     if not predict.without_one(args.augment):
         raise ValueError(f"--augment {args.augment} has nothing that a search could leave out")
     dataset = data.load(args.data, args.size, args.limit, test=False)
-    if not len(data.parts(dataset, args.val, args.seed)[1]):
+    if not Run(args, dataset=dataset).val_count:  # or what else is wrong with the flags
         raise ValueError("a search compares validation accuracies: give a larger --val")
     if not args.resume:
         data.set_aside(out / "search.csv", out / "search.png", *runs)

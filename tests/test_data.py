@@ -656,6 +656,10 @@ def test_sides_grow_in_three_parts_that_take_equally_long():
     times = [data.time_at(sides, done) for done in (0, third / 2, third, third + rest, 1)]
     assert times == pytest.approx([0, 1 / 6, 1 / 3, 2 / 3, 1])
     assert data.time_at([(40, 1)], 0.3) == pytest.approx(0.3)
+    for costs in ([1, 1, 1], [2, 3, 5]):
+        times = [data.time_at(sides, done, costs) for done in (0, 0.3, 0.8, 1)]
+        steps = [data.steps_at(sides, time, costs) for time in times]
+        assert steps == pytest.approx([0, 0.3, 0.8, 1])
 
 
 def test_pictures_are_resized_without_aliasing_as_pillow_does():

@@ -5,6 +5,7 @@ import copy
 import csv
 import inspect
 import math
+import re
 import signal
 import sys
 import time
@@ -514,11 +515,15 @@ def test_a_search_that_was_killed_ends_as_an_unbroken_one(homework, tmp_path, mo
         with pytest.raises(SystemExit) as stop:
             train.main([*given, "--resume", "--out", str(tmp_path / "killed")])
         assert stop.value.code == 2 and told in capsys.readouterr().err
-    # A new search moves the old one aside, but none of which a run is writing, and one without
-    # validation is refused.
+    # A new search moves the old one aside, but none of which a run is writing; wrong flags move
+    # nothing, and one without validation is refused.
     with data.claimed(tmp_path / "killed" / "run-2"), pytest.raises(SystemExit) as stop:
         train.main([*flags, "--out", str(tmp_path / "killed")])
     assert stop.value.code == 2 and "another run writes to" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        wrong = ["--warmup", "0.1", "--schedule", "cyclic"]
+        train.main([*flags, *wrong, "--out", str(tmp_path / "killed")])
+    assert stop.value.code == 2 and "--warmup goes before" in capsys.readouterr().err
     assert (tmp_path / "killed" / "search.csv").read_text() == logs[0]
     train.main([*flags, "--out", str(tmp_path / "killed")])
     assert (tmp_path / "killed" / "earlier-1" / "run-1" / "ckpt.pt").is_file()
@@ -608,12 +613,13 @@ def test_a_short_cyclic_run_makes_one_whole_cycle():
 
 class Clock:
     """A clock that steps of training move on by a second, those after the first `since` epochs by
-    `pace`, and validation by 5.
+    `pace` (which may be a function of the pictures' side), and validation by 5.
     """
 
     def __init__(self, monkeypatch, pace=1, since=1):
         self.now, self.pace, self.since, self.step = 100.0, pace, since, train.train_step
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(train, "train_step", self.train_step)
         self.evaluate = predict.evaluate
         monkeypatch.setattr(predict, "evaluate", self.evaluated)
@@ -623,7 +629,8 @@ class Clock:
         return self.evaluate(network, images, labels, *rest)
 
     def train_step(self, run, *batch):
-        self.now += self.pace if run.epoch >= self.since else 1
+        pace = self.pace if run.epoch >= self.since else 1
+        self.now += pace(batch[2].shape[-1], run.epoch) if callable(pace) else pace
         return self.step(run, *batch)
 
 
@@ -686,6 +693,22 @@ def test_a_run_ends_as_planned_where_the_machine_becomes_faster_or_slower_half_w
     assert "planned: 14 epochs" in capsys.readouterr().out
     log, taken = columns(tmp_path / "log.csv"), clock.now - 100
     assert len(log) >= fewest and float(log[-1]["lr"]) < 1e-3 and 0.85 * 480 < taken < 480
+
+
+def test_the_plan_stays_calm_where_a_side_takes_longer_than_it_seemed(
+    homework, tmp_path, monkeypatch, capsys
+):
+    def pace(side, epoch):  # in seconds; 40 px turn out a tenth dearer than in the trial
+        return (side / 16) ** 2 * (1.1 if epoch and side == 40 else 1)
+
+    clock = Clock(monkeypatch, pace, since=0)
+    given = ["--data", str(homework), "--model", TINY, "--lr", "0.1", "--val", "0.2"]
+    given += ["--size", "64", "--grow", "16", "--batch-size", "8"]
+    train.main([*given, "--minutes", "30", "--out", str(tmp_path)])
+    taken, said = clock.now - 100, capsys.readouterr().out
+    assert 0.9 * 1800 < taken < 1800
+    plans = [int(n) for n in re.findall(r"planned.*: (\d+) epochs", said)]
+    assert max(plans) - min(plans) <= 3, plans
 
 
 def test_epochs_that_do_not_fit_into_the_minutes_are_refused_or_stopped(
