@@ -222,7 +222,8 @@ class Files:
         if self.path.is_dir():
             found, seen = [], set()
             for folder, folders, names in os.walk(self.path, followlinks=True):
-                folders.sort()  # of two links to one folder always the same is followed
+                # A folder before the links to it, of two links always the same: one is followed.
+                folders.sort(key=lambda name: (Path(folder, name).is_symlink(), name))
                 if os.path.realpath(folder) in seen:  # links can lead round in a circle
                     folders.clear()
                     continue
@@ -246,6 +247,9 @@ class Files:
         if self.path.name.lower().endswith(".zip"):
             self.zip = zipfile.ZipFile(self.path)
             entries = self.zip.infolist()
+            for entry in entries:
+                entry.filename = entry.filename.replace("\\", "/")  # as some of Windows' have it
+            self.entries = {entry.filename: entry for entry in entries}
             sizes = [x.file_size for x in entries if x.file_size and is_wanted(x.filename)]
             useless = len(entries) - 2 * len(sizes)
             if useless > MOST_USELESS or max(sizes, default=0) > MOST_BYTES or sum(sizes) > most:
@@ -287,7 +291,7 @@ class Files:
         if self.path.is_dir():
             return read_small(self.path / name)
         try:
-            return self.zip.read(name)
+            return self.zip.read(self.entries[name])
         except Exception as error:  # damaged, encrypted, or packed in a way unknown here
             raise ValueError(f"{name:.80} in {self.path} can't be read: {error!s:.80}") from error
 

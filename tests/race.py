@@ -64,7 +64,15 @@ LINES = {
     0.43: "the report (test), hours of a paid GPU",
     0.563: "the best public result, 13.4 hours of a GPU",
 }
-COLUMNS = "data racer flags minutes seed val_acc epochs took gflops date machine".split()
+COLUMNS = "data racer flags minutes seed val_acc epochs took gflops date machine settings".split()
+KEY = "data settings minutes seed".split()  # of two runs that are the same
+
+
+def settings(flags):
+    """All that the flags come to: a recipe may change after a run was made by its name."""
+    args = vars(train.parse_args(shlex.split(flags)))
+    left_out = {"given", "recipe", "epochs", "out", "seed"}
+    return " ".join(f"{k}={v}" for k, v in sorted(args.items()) if v and k not in left_out)
 
 
 def gigaflops(side=4096):
@@ -93,6 +101,7 @@ def race(name, flags, minutes, seed, args):
         data=Path(args.data).name, racer=name, flags=flags, minutes=f"{minutes:g}", seed=seed,
         val_acc=log[-1]["val_acc"], epochs=log[-1]["epoch"], took=round(took / 60, 1),
         gflops=round(args.gflops), date=time.strftime("%Y-%m-%d"), machine=args.machine,
+        settings=settings(flags),
     )  # fmt: skip
 
 
@@ -184,12 +193,11 @@ def parse_args(argv=None):
 
 
 def record(row, rows, table, args):
-    """Add a run to the table, and draw the runs on these data by the flags that are ours now."""
+    """Add a run to the table, and draw the runs on these data by the settings that are ours now."""
     rows = [*rows, row]
     predict.write_table(table, COLUMNS, [[r[column] for column in COLUMNS] for r in rows])
-    shown = [
-        r for r in rows if (r["data"], r["flags"]) == (row["data"], args.known.get(r["racer"]))
-    ]
+    ours = {name: settings(flags) for name, flags in args.known.items()}
+    shown = [r for r in rows if (r["data"], r["settings"]) == (row["data"], ours.get(r["racer"]))]
     write_table(shown, table.with_suffix(".md"))
     if not args.ablate:
         picture = draw(shown)
@@ -209,8 +217,8 @@ def main(argv=None):
             range(args.seeds), args.minutes, args.only or args.known
         ):
             rows, flags = predict.read_table(table), args.known[racer]
-            run = [Path(args.data).name, flags, f"{minutes:g}", str(seed)]
-            if run in [[r[key] for key in ("data", "flags", "minutes", "seed")] for r in rows]:
+            run = [Path(args.data).name, settings(flags), f"{minutes:g}", str(seed)]
+            if run in [[r[key] for key in KEY] for r in rows]:
                 continue
             row = race(racer, flags, minutes, seed, args)
             print(f"{racer}, {minutes:g} minutes, seed {seed}: {row and row['val_acc']}")

@@ -2,7 +2,9 @@
 
 import csv
 
+import benchmark
 import pytest
+import race
 import reproduce
 from conftest import write_homework
 
@@ -16,6 +18,17 @@ def test_the_ledger_has_a_row_for_each_claim_of_the_report():
     ids = [row.id for row in reproduce.LEDGER]
     expected = [f"B{n}" for n in range(1, 9)] + [f"V{n}" for n in range(1, 6)]
     assert ids == [*expected, *(f"F{n}" for n in range(13)), "E1", "E2"] and len(ids) == 28
+
+
+def test_each_racer_and_ablation_is_a_command_that_train_takes_and_differs_from_the_others():
+    for names in ([], ["--ablate"]):
+        known = race.parse_args(names).known
+        for flags in known.values():
+            args = train.parse_args(flags.split())
+            models.parse(args.model)
+            augment.parse(args.augment)
+        assert len(set(map(race.settings, known.values()))) == len(known) >= 3
+    assert len(benchmark.PARTS) >= 6
 
 
 @pytest.mark.parametrize("scale", list(reproduce.SCALES))
@@ -161,7 +174,7 @@ def test_a_row_is_run_once_and_judged(tiny, tmp_path, capsys):
     assert all(0 <= float(row["val_acc"]) <= 1 and row["data"] == "data" for row in rows)
     table = (tmp_path / "results" / "ledger-small.md").read_text().splitlines()
     assert len(table) == 30 and "(2 seeds)" in table[14] and "not run" in table[2]
-    labels = (tmp_path / "out" / "classes-3" / "labels.csv").read_text().splitlines()
+    labels = (tmp_path / "out" / "data" / "classes-3" / "labels.csv").read_text().splitlines()
     assert len({line.split(",")[1] for line in labels[1:]}) == 3
     reproduce.main(argv)
     assert ": done" not in capsys.readouterr().out
