@@ -207,12 +207,12 @@ def shifted(images, flip, down, right):
 
 
 @torch.no_grad()
-def logits(network, images, view=VIEWS[0], precision=None, batch_size=None, progress=None):
+def logits(network, images, view=VIEWS[0], precision=None, batch_size=None, progress=None, side=0):
     """The network's answers as float32 [N, classes], on its device.
 
     images: uint8 [N, 3, H, W], or float in [0, 1], on any device. network: in either mode, which
     it has again afterwards. precision: of the products, None chooses it by device. progress: a
-    data.Progress to be told of each batch.
+    data.Progress to be told of each batch. side: in pixels, to resize to; 0: their own.
     """
     device = next(network.parameters()).device
     precision = precision or choose_precision(device)
@@ -223,7 +223,7 @@ def logits(network, images, view=VIEWS[0], precision=None, batch_size=None, prog
     network.eval()
     for x in images.split(batch_size or most):
         x = x.to(device, non_blocking=True)
-        x = x if x.is_floating_point() else x.float().div_(255)
+        x = data.resized(x if x.is_floating_point() else x.float().div_(255), side or x.shape[-1])
         with autocast(device, precision):
             answers.append(network(x if view == VIEWS[0] else shifted(x, *view)).float())
         if progress:
@@ -232,11 +232,11 @@ def logits(network, images, view=VIEWS[0], precision=None, batch_size=None, prog
     return torch.cat(answers)
 
 
-def evaluate(network, images, labels, precision=None):
-    """float64 [sum of the losses, right answers] on labelled pictures."""
+def evaluate(network, images, labels, precision=None, side=0):
+    """float64 [sum of the losses, right answers] on labelled pictures; the others: logits()'s."""
     if not len(labels):
         return torch.zeros(2, dtype=torch.float64)
-    answers = logits(network, images, precision=precision)
+    answers = logits(network, images, precision=precision, side=side)
     loss = F.cross_entropy(answers, labels, reduction="sum").double()
     return torch.stack([loss, (answers.argmax(1) == labels).sum()])
 
@@ -517,10 +517,10 @@ def write_log(run):
     data.write_picture(run.out / "curves.png", curves)
 
 
-def seconds_to_finish(run):
-    """What validating and writing takes at the end of an epoch, from a part of it."""
+def seconds_to_finish(run, side):
+    """What validating and writing takes at the end of an epoch at this side, from a part of it."""
     few = slice(256 if run.device.type == "cpu" else 1000)  # on a GPU a whole batch of logits()
-    part = run.network, run.val_images[few], run.val_labels[few], run.precision
+    part = run.network, run.val_images[few], run.val_labels[few], run.precision, side
     validating = median_seconds(run.device, lambda: evaluate(*part))
     validating *= max(1, len(run.val_labels) / few.stop)
     writing = median_seconds(run.device, lambda: torch.save(run.state(), io.BytesIO()))

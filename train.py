@@ -136,7 +136,7 @@ class Run:
         if args.warmup and args.schedule not in WARMED:
             raise ValueError(f"--warmup goes before {', '.join(WARMED)}, not {args.schedule}")
         self.deadline = (started or time.monotonic()) + 60 * (args.minutes or math.inf)
-        self.pace = self.finishing = 0.0  # seconds that a step takes, and validating and writing
+        self.pace = self.finishing = self.reserve = 0.0  # seconds: a step, an epoch's end, at least
         self.budget = self.costs = None  # plan(): seconds for its epochs, and in one at each side
         self.model, self.options = models.parse(args.model)
         self.device = predict.choose_device()
@@ -172,6 +172,7 @@ class Run:
         args.val = 0.1 if args.val is None and dataset.is_val is None else args.val
         self.source, self.classes = dataset.source, dataset.classes
         self.fingerprint, self.sides = dataset.fingerprint, data.growing(args.grow, args.size)
+        self.side = self.sides[0][0]  # of the pictures of the last step, and of validation
         self.mean, self.std = data.statistics(dataset.images, train)
         images, labels = data.on_device(dataset.images, self.device), dataset.labels.to(self.device)
         self.val_count, val = len(val), val[self.rank :: self.world]
@@ -220,7 +221,7 @@ class Run:
         versions = {module.__name__: str(module.__version__) for module in (torch, torchvision)}
         return dict(
             format=1, model=self.model, options=self.options, num_classes=len(self.classes),
-            classes=self.classes, size=self.args.size, mean=self.mean, std=self.std,
+            classes=self.classes, size=self.side, mean=self.mean, std=self.std,
             weights=self.network.state_dict(), source=self.source, fingerprint=self.fingerprint,
             args={k: v for k, v in vars(self.args).items() if k != "given"},
             epoch=self.epoch, log=self.rows, computed_on=self.computed_on,
@@ -249,7 +250,7 @@ class Run:
         if resume["scaler"]:  # none where the precision needs none
             self.scaler.load_state_dict(resume["scaler"])
         self.epoch, self.rows = checkpoint["epoch"], checkpoint["log"]
-        self.step, self.rate = int(resume["step"]), resume["rate"]
+        self.step, self.rate, self.side = int(resume["step"]), resume["rate"], checkpoint["size"]
         self.totals = resume["totals"].to(self.device) * (self.rank == 0)
 
 
@@ -296,12 +297,12 @@ def plan(run, epochs):
     for side, share in run.sides:  # the last, the slowest, is the pace that is kept
         steps = functools.partial(three_steps, side)
         run.pace = predict.median_seconds(run.device, steps, trying) / 3
-        run.costs.append(len(run.batches) * share * run.pace)
-    finishing = predict.seconds_to_finish(run)
+        finishing = predict.seconds_to_finish(run, side)
+        run.costs.append(share * (len(run.batches) * run.pace + finishing))
     left = 0.95 * (run.deadline - time.monotonic())  # a machine isn't always equally fast
     # All processes plan for the slowest.
-    epoch, late, finishing = predict.largest(sum(run.costs) + finishing, -left, finishing)
-    run.finishing = 1.5 * finishing
+    epoch, late, finishing = predict.largest(sum(run.costs), -left, finishing)
+    run.finishing = run.reserve = 1.5 * finishing
     left = -late - 0.5 * finishing  # of which why_stop() will see to it that it is there
     if epochs:
         return epochs
@@ -319,8 +320,7 @@ def plan(run, epochs):
 def replan(run):
     """Plan again, after each epoch but the last, by the speed so far: that of machines varies."""
     planned, spent = run.args.epochs, (time.monotonic() - run.begin) / run.budget
-    costs = [c + share * run.finishing / 1.5 for c, (_, share) in zip(run.costs, run.sides)]
-    done = data.steps_at(run.sides, spent, costs)  # what should be done by now, as a share of all
+    done = data.steps_at(run.sides, spent, run.costs)  # the share of all that should be done by now
     (fitting,) = predict.largest(-run.epoch / max(done, 1e-9))  # for the slowest process
     fitting = max(run.epoch + 1, -fitting)
     if int(fitting) != planned and abs(fitting - planned) >= 0.02 * planned:
@@ -349,11 +349,10 @@ def train_steps(run, stop, progress):
     run.network.train()
     first, begin = run.step, time.monotonic()
     for x, y in run.batches.epoch(run.epoch, first):
-        why = why_stop(run, stop, run.pace)
-        if why:
+        if why := why_stop(run, stop, run.pace):
             return why
-        x = data.resized(x, data.side_at(run.sides, run.done(run.step)))
-        loss, right = train_step(run, run.epoch, run.step, x, y)
+        run.side = data.side_at(run.sides, run.done(run.step))
+        loss, right = train_step(run, run.epoch, run.step, data.resized(x, run.side), y)
         run.rate = run.optimizer.param_groups[0]["lr"]
         if run.args.schedule != "plateau":
             run.schedule.step()
@@ -386,7 +385,8 @@ def finish_epoch(run):
     row = dict(epoch=run.epoch + 1, lr=run.rate, train_loss=loss / count)
     row.update(train_acc=right / count, val_loss="", val_acc="")
     if run.val_count:
-        sums = predict.evaluate(run.network, run.val_images, run.val_labels, run.precision)
+        labelled = run.val_images, run.val_labels
+        sums = predict.evaluate(run.network, *labelled, run.precision, run.side)
         loss, right = predict.over_all(sums.to(run.device)).tolist()
         row.update(val_loss=loss / run.val_count, val_acc=right / run.val_count)
     if run.args.schedule == "plateau":
@@ -428,7 +428,7 @@ def fit(run):
             predict.write_log(run)
             save(run)
             print(predict.table_row(row))
-            run.finishing = 1.5 * (time.monotonic() - begin)
+            run.finishing = max(run.reserve, 1.5 * (time.monotonic() - begin))
     print(predict.summary(run))
 
 

@@ -109,7 +109,7 @@ def test_quick_grows_pictures_to_their_size_and_flags_beside_it_win(homework, mo
     given = ["--recipe", "quick", "--data", str(homework), "--val", "0.2", *more.split()]
     run = train.Run(train.parse_args(given))
     assert [side for side, _ in run.sides] == sides
-    assert run.val_images.shape[-1] == run.state()["size"] == sides[-1]
+    assert run.val_images.shape[-1] == sides[-1] and run.state()["size"] == sides[0]
 
 
 def schedule_of(name, lr=0.1, epochs=4, steps=50, optimizer="sgd", losses=(), warmup=0):
@@ -159,11 +159,15 @@ def test_a_warm_up_rises_in_equal_parts_and_the_schedule_has_what_is_left(name):
     assert rates[50:] == pytest.approx(schedule_of(name)[0])
 
 
-def test_pictures_grow_over_a_run_and_are_validated_at_their_own_side(
+def test_pictures_grow_over_a_run_and_are_validated_at_the_side_of_the_moment(
     homework, tmp_path, monkeypatch, capsys
 ):
     trained, step = [], train.train_step
     monkeypatch.setattr(train, "train_step", lambda *a: trained.append(a[3].shape[-1]) or step(*a))
+    save = train.save
+    monkeypatch.setattr(
+        train, "save", lambda run, *name: save(run, *name) or save(run, f"{run.epoch}.pt")
+    )
     train.main(flags(homework, tmp_path, "--size", "32", "--grow", "16"))
     counts = [trained.count(side) for side in (16, 24, 32)]
     assert sum(counts) == 4 * 24 and trained == sorted(trained)
@@ -172,9 +176,15 @@ def test_pictures_grow_over_a_run_and_are_validated_at_their_own_side(
     assert "16 to 24 to 32 px" in capsys.readouterr().out
     dataset = data.load(homework, size=32)
     val = data.parts(dataset, 0.2, seed=0)[1]
-    network, checkpoint = models.load_checkpoint(tmp_path / "ckpt.pt")
-    right = predict.evaluate(network, dataset.images[val], dataset.labels[val])[1]
-    assert float(checkpoint["log"][-1]["val_acc"]) == pytest.approx(right.item() / 12)
+    sides = [trained[24 * epoch - 1] for epoch in range(1, 5)]  # of each epoch's last step
+    assert len(set(sides)) == 3
+    for epoch, side in enumerate(sides, 1):
+        network, checkpoint = models.load_checkpoint(tmp_path / f"{epoch}.pt")
+        assert checkpoint["size"] == side and checkpoint["args"]["size"] == 32
+        loss, right = predict.evaluate(network, dataset.images[val], dataset.labels[val], side=side)
+        row = checkpoint["log"][-1]
+        assert row["val_acc"] == pytest.approx(right.item() / 12)
+        assert row["val_loss"] == pytest.approx(loss.item() / 12, rel=1e-4)
 
 
 def test_the_defaults_are_the_reports_final_recipe():
@@ -678,8 +688,8 @@ def test_a_plan_made_beside_other_work_is_made_anew(homework, tmp_path, monkeypa
     given = ["--data", str(homework), "--model", TINY, "--lr", "0.1", "--val", "0.2", *grow]
     train.main([*given, "--batch-size", "4", "--minutes", "4", "--out", str(tmp_path)])
     said, log = capsys.readouterr().out, columns(tmp_path / "log.csv")
-    assert "planned: 3 epochs of 53.2 s" in said and "planned anew: " in said
-    assert len(log) >= 6 and float(log[-1]["lr"]) < 2e-3 and clock.now < 340
+    assert re.search("planned: [23] epochs of 53.2 s", said) and "planned anew: " in said
+    assert len(log) >= 5 and float(log[-1]["lr"]) < 2e-3 and clock.now < 340
     assert torch.load(tmp_path / "ckpt.pt")["args"]["epochs"] == len(log)
 
 
