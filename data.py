@@ -893,20 +893,25 @@ def side_at(sides, done):
     return next((side for (side, _), end in zip(sides, until) if done < end), sides[-1][0])
 
 
-def time_at(sides, done, costs=None):
-    """The share of a run's time after this share of its steps, given what each side takes of it;
-    None: each takes equally long.
+def timetable(sides, costs=None):
+    """(steps, times): the shares of a run's steps, and of its time, after which its side changes,
+    given what each side takes of the time; None: each takes equally long.
     """
     steps = [0, *itertools.accumulate(share for _, share in sides)]
     times = [0, *itertools.accumulate(costs or [1] * len(sides))]
-    return float(np.interp(done, steps, times)) / times[-1]
+    return steps, [time / times[-1] for time in times]
+
+
+def time_at(sides, done, costs=None):
+    """The share of a run's time after this share of its steps."""
+    steps, times = timetable(sides, costs)
+    return float(np.interp(done, steps, times))
 
 
 def steps_at(sides, time, costs):
-    """The reverse of time_at(): the share of a run's steps after this share of its time."""
-    steps = [0, *itertools.accumulate(share for _, share in sides)]
-    times = [0, *itertools.accumulate(costs)]
-    return float(np.interp(time * times[-1], times, steps))
+    """The reverse: the share of a run's steps after this share of its time."""
+    steps, times = timetable(sides, costs)
+    return float(np.interp(time, times, steps))
 
 
 def resized(images, side):
