@@ -318,7 +318,7 @@ def test_best_is_the_best_epoch_and_each_file_is_written_in_its_turn(
 ):
     right = iter([5, 8, 8, 2])  # of the twelve validation pictures, epoch by epoch
 
-    def answer(network, images, precision):
+    def answer(network, images, precision, side):
         _, val = data.parts(data.load(homework), 0.2, seed=0)
         truth = data.load(homework).labels[val]
         wrong = torch.arange(12) >= next(right)
@@ -339,7 +339,7 @@ def test_best_is_the_best_epoch_and_each_file_is_written_in_its_turn(
 
 @pytest.mark.usefixtures("on_cpu")
 def test_plateau_looks_at_the_validation_loss(tmp_path, homework, monkeypatch):
-    monkeypatch.setattr(predict, "logits", lambda network, images, precision: torch.zeros(12, 3))
+    monkeypatch.setattr(predict, "logits", lambda *_, **__: torch.zeros(12, 3))
     train.main([*flags(homework, tmp_path), "--schedule", "plateau", "--epochs", "13"])
     rows = columns(tmp_path / "log.csv")
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
