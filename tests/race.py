@@ -121,13 +121,11 @@ def write_table(rows, path):
     lines = ["| what | minutes | seeds | validation accuracy | epochs |", "| --- |" + " --- |" * 4]
     for (racer, minutes), values in sorted(summarised(rows).items()):
         spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-        epochs = {
-            r["epochs"] for r in rows if (r["racer"], float(r["minutes"])) == (racer, minutes)
-        }
-        lines.append(
-            f"| {racer} | {minutes:g} | {len(values)} | {statistics.mean(values):.4f}{spread} | "
-            f"{' to '.join(sorted(epochs, key=int))} |"
-        )
+        mine = [row for row in rows if (row["racer"], float(row["minutes"])) == (racer, minutes)]
+        epochs = sorted(int(row["epochs"]) for row in mine)
+        shown = f"{epochs[0]} to {epochs[-1]}" if epochs[0] < epochs[-1] else epochs[0]
+        mean = statistics.mean(values)
+        lines.append(f"| {racer} | {minutes:g} | {len(values)} | {mean:.4f}{spread} | {shown} |")
     text = ("\n".join(lines) + "\n").encode()
     data.write_file(path, lambda file: file.write(text))
 
