@@ -293,17 +293,18 @@ def plan(run, epochs):
 
     # Several processes must make the same number of steps: as few as median_seconds() takes.
     trying = 0.03 * (run.deadline - time.monotonic()) / len(run.sides) if run.world == 1 else 0
-    run.costs = []
+    run.costs, usual = [], 0.0
     for side, share in run.sides:  # the last, the slowest, is the pace that is kept
         steps = functools.partial(three_steps, side)
         run.pace = predict.median_seconds(run.device, steps, trying) / 3
         finishing = predict.seconds_to_finish(run, side)
+        usual += share * finishing
         run.costs.append(share * (len(run.batches) * run.pace + finishing))
-    left = 0.95 * (run.deadline - time.monotonic())  # a machine isn't always equally fast
-    # All processes plan for the slowest.
+    # Machines aren't always equally fast, and why_stop() keeps the last end free, the dearest.
+    left = 0.95 * (run.deadline - time.monotonic()) - (1.5 * finishing - usual)
     epoch, late, finishing = predict.largest(sum(run.costs), -left, finishing)
     run.finishing = run.reserve = 1.5 * finishing
-    left = -late - 0.5 * finishing  # of which why_stop() will see to it that it is there
+    left = -late  # all processes plan for the slowest
     if epochs:
         return epochs
     if epoch > left:
@@ -318,11 +319,10 @@ def plan(run, epochs):
 
 
 def replan(run):
-    """Plan again, after each epoch but the last, by the speed so far: that of machines varies."""
+    """Plan again, after each epoch but the last, by the slowest process's speed so far."""
     planned, spent = run.args.epochs, (time.monotonic() - run.begin) / run.budget
     done = data.steps_at(run.sides, spent, run.costs)  # the share of all that should be done by now
-    (fitting,) = predict.largest(-run.epoch / max(done, 1e-9))  # for the slowest process
-    fitting = max(run.epoch + 1, -fitting)
+    fitting = max(run.epoch + 1, -predict.largest(-run.epoch / max(done, 1e-9))[0])
     if int(fitting) != planned and abs(fitting - planned) >= 0.02 * planned:
         run.args.epochs = int(fitting)
         print(f"planned anew: {run.args.epochs} epochs of {run.budget / run.args.epochs:.1f} s")

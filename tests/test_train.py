@@ -623,7 +623,7 @@ def test_a_short_cyclic_run_makes_one_whole_cycle():
 
 class Clock:
     """A clock that steps of training move on by a second, those after the first `since` epochs by
-    `pace` (which may be a function of the pictures' side), and validation by 5.
+    `pace` (which may be a function of the pictures' side), and validation at full size by 5.
     """
 
     def __init__(self, monkeypatch, pace=1, since=1):
@@ -634,9 +634,10 @@ class Clock:
         self.evaluate = predict.evaluate
         monkeypatch.setattr(predict, "evaluate", self.evaluated)
 
-    def evaluated(self, network, images, labels, *rest):
-        self.now += 5 * len(labels) / 12  # of the 12 that validate
-        return self.evaluate(network, images, labels, *rest)
+    def evaluated(self, network, images, labels, precision, side):
+        # of the 12 that validate; as their area
+        self.now += 5 * len(labels) / 12 * (side / images.shape[-1]) ** 2
+        return self.evaluate(network, images, labels, precision, side)
 
     def train_step(self, run, *batch):
         pace = self.pace if run.epoch >= self.since else 1
@@ -688,7 +689,7 @@ def test_a_plan_made_beside_other_work_is_made_anew(homework, tmp_path, monkeypa
     given = ["--data", str(homework), "--model", TINY, "--lr", "0.1", "--val", "0.2", *grow]
     train.main([*given, "--batch-size", "4", "--minutes", "4", "--out", str(tmp_path)])
     said, log = capsys.readouterr().out, columns(tmp_path / "log.csv")
-    assert re.search("planned: [23] epochs of 53.2 s", said) and "planned anew: " in said
+    assert re.search("planned: [23] epochs of (53.2|51.4) s", said) and "planned anew: " in said
     assert len(log) >= 5 and float(log[-1]["lr"]) < 2e-3 and clock.now < 340
     assert torch.load(tmp_path / "ckpt.pt")["args"]["epochs"] == len(log)
 
@@ -719,6 +720,19 @@ def test_the_plan_stays_calm_where_a_side_takes_longer_than_it_seemed(
     assert 0.9 * 1800 < taken < 1800
     plans = [int(n) for n in re.findall(r"planned.*: (\d+) epochs", said)]
     assert max(plans) - min(plans) <= 3, plans
+
+
+@pytest.mark.parametrize("minutes", [1.6, 1.7, 1.8, 2.0, 3.0])
+def test_a_short_plan_has_the_time_to_validate_at_full_size(
+    homework, tmp_path, monkeypatch, minutes
+):
+    clock = Clock(monkeypatch, lambda side, epoch: (side / 64) ** 2, since=0)
+    given = ["--data", str(homework), "--model", TINY, "--lr", "0.1", "--val", "0.5"]
+    given += ["--size", "64", "--grow", "16", "--batch-size", "4", "--minutes", str(minutes)]
+    train.main([*given, "--out", str(tmp_path)])
+    assert clock.now - 100 < 60 * minutes
+    log = columns(tmp_path / "log.csv")
+    assert len(log) == torch.load(tmp_path / "ckpt.pt")["args"]["epochs"]
 
 
 def test_epochs_that_do_not_fit_into_the_minutes_are_refused_or_stopped(
