@@ -222,7 +222,7 @@ class Files:
         if self.path.is_dir():
             found, seen = [], set()
             for folder, folders, names in os.walk(self.path, followlinks=True):
-                # A folder before the links to it, of two links always the same: one is followed.
+                # A folder before links beside it, of two links always the same: one is followed.
                 folders.sort(key=lambda name: (Path(folder, name).is_symlink(), name))
                 if os.path.realpath(folder) in seen:  # links can lead round in a circle
                     folders.clear()

@@ -241,11 +241,11 @@ def evaluate(network, images, labels, precision=None, side=0):
     return torch.stack([loss, (answers.argmax(1) == labels).sum()])
 
 
-def predict(networks, images, views=1, precision=None):
+def predict(networks, images, views=1, precision=None, side=0):
     """Probabilities float32 [N, classes] on the CPU, averaged over networks and test-time views.
 
     views: 1 the picture itself, 2 its mirror image too, up to 10 with both moved by a pixel along
-    the diagonals.
+    the diagonals. side: in pixels, to resize to; 0: their own.
     """
     if not 1 <= views <= len(VIEWS):
         raise ValueError(f"--views {views} should be from 1 to {len(VIEWS)}")
@@ -253,7 +253,7 @@ def predict(networks, images, views=1, precision=None):
     progress = data.Progress("answering", len(images) * len(networks) * views)
     for network in networks:
         for view in VIEWS[:views]:
-            answers = logits(network, images, view, precision, progress=progress)
+            answers = logits(network, images, view, precision, None, progress, side)
             total = total + answers.softmax(1).cpu()
     progress.close()
     return total / (len(networks) * views)
@@ -272,7 +272,7 @@ def load_run(path, device="cpu"):
             and {*map(type, run)} == {str} and isinstance(saved.get("resume", {}), dict)
             and (run["val"] is None or 0 <= run["val"] < 1)
             and 0 <= run["seed"] < 2**63 and (run["limit"] or 2) > 1
-            and data.SMALLEST <= saved["size"] <= data.LARGEST
+            and data.SMALLEST <= saved["size"] <= run["size"] <= data.LARGEST
             and all({"val_loss", "val_acc"} <= row.keys() for row in rows)
             and all(type(x) is float or (type(x) is int and abs(x) < 1e99) or x == ""
                     for row in rows for x in row.values())  # before anything is compared
@@ -320,10 +320,13 @@ def read_table(path):
 
 def submit(networks, checkpoint, args):
     """Answer the source's test pictures, a folder's or one file's."""
-    source, size, classes = args.data, checkpoint["size"], checkpoint["classes"]
+    source, classes = args.data, checkpoint["classes"]
+    # Read as for training, which made the pictures smaller where they were growing.
+    size, side = int(checkpoint["args"]["size"]), checkpoint["size"]
     columns = ("Id", "Category")
     if source and Path(source).is_file() and data.is_picture(source):
-        shares = predict(networks, data.load_pictures(source, size)[0], args.views)[0].tolist()
+        images = data.load_pictures(source, size)[0]
+        shares = predict(networks, images, args.views, side=side)[0].tolist()
         print(f"{source}:")
         for share, name in sorted(zip(shares, classes), reverse=True)[:5]:
             print(f"  {share:6.1%}  {name}")
@@ -342,7 +345,7 @@ def submit(networks, checkpoint, args):
             f"{checkpoint['source']} has no test pictures to answer: --score answers labelled ones "
             "that training did not see, --data FOLDER any pictures"
         )
-    answers = predict(networks, images, args.views).argmax(1).tolist()
+    answers = predict(networks, images, args.views, side=side).argmax(1).tolist()
     out = args.out or "submission.csv"
     data.set_aside(out)
     write_table(out, columns, ([i, classes[label]] for i, label in zip(ids, answers)))
@@ -371,11 +374,11 @@ def score(networks, checkpoints, args):
     """Print accuracy, classes and confusions of what training didn't see; write table and sheet."""
     run = checkpoints[0]["args"]
     source = data.source_of(checkpoints[0], args.data)
-    dataset = data.load(source, checkpoints[0]["size"], run["limit"], test=None)
+    dataset = data.load(source, int(run["size"]), run["limit"], test=None)
     for checkpoint in checkpoints:
         data.require_same(dataset, checkpoint)
     for name, images, labels, ids in unseen(dataset, checkpoints):
-        probabilities = predict(networks, images, args.views)
+        probabilities = predict(networks, images, args.views, side=checkpoints[0]["size"])
         right = (probabilities.argmax(1) == labels).float().mean()
         print(f"{name}: accuracy {right:.4f} on {len(ids):,} pictures")
     # The details are of the last part: the published test where there is one.
@@ -808,8 +811,9 @@ def main(argv=None):
             raise ValueError(f"--out {args.out} should be a table: name it .csv")
         device = choose_device()
         networks, checkpoints = zip(*(load_run(path, device) for path in args.checkpoints))
-        for path, checkpoint in zip(args.checkpoints, checkpoints):
-            if any(checkpoint[key] != checkpoints[0][key] for key in ("classes", "size")):
+        takes = [(saved["classes"], saved["size"], saved["args"]["size"]) for saved in checkpoints]
+        for path, its in zip(args.checkpoints, takes):
+            if its != takes[0]:
                 raise ValueError(f"{path} has other classes or sizes than {args.checkpoints[0]}")
         if args.score:
             score(networks, checkpoints, args)

@@ -178,6 +178,10 @@ def test_pictures_grow_over_a_run_and_are_validated_at_the_side_of_the_moment(
     val = data.parts(dataset, 0.2, seed=0)[1]
     sides = [trained[24 * epoch - 1] for epoch in range(1, 5)]  # of each epoch's last step
     assert len(set(sides)) == 3
+    resized, resize = [], data.resized
+    monkeypatch.setattr(
+        data, "resized", lambda x, side: resized.append((x.shape[-1], side)) or resize(x, side)
+    )
     for epoch, side in enumerate(sides, 1):
         network, checkpoint = models.load_checkpoint(tmp_path / f"{epoch}.pt")
         assert checkpoint["size"] == side and checkpoint["args"]["size"] == 32
@@ -185,6 +189,10 @@ def test_pictures_grow_over_a_run_and_are_validated_at_the_side_of_the_moment(
         row = checkpoint["log"][-1]
         assert row["val_acc"] == pytest.approx(right.item() / 12)
         assert row["val_loss"] == pytest.approx(loss.item() / 12, rel=1e-4)
+        resized.clear()
+        predict.main([str(tmp_path / f"{epoch}.pt"), "--score", "--out", str(tmp_path / "s.csv")])
+        assert {*resized} == {(32, side)}  # scored from the same pixels as in training
+        assert f"validation: accuracy {row['val_acc']:.4f}" in capsys.readouterr().out
 
 
 def test_the_defaults_are_the_reports_final_recipe():
