@@ -221,9 +221,12 @@ class Files:
         self.contents = None
         if self.path.is_dir():
             found, seen = [], set()
+            inside = {os.path.realpath(folder) for folder, *_ in os.walk(self.path)}
             for folder, folders, names in os.walk(self.path, followlinks=True):
-                # A folder before links beside it, of two links always the same: one is followed.
-                folders.sort(key=lambda name: (Path(folder, name).is_symlink(), name))
+                # A folder counts under its own name, not under those of links to it.
+                links = [name for name in folders if Path(folder, name).is_symlink()]
+                again = {x for x in links if os.path.realpath(Path(folder, x)) in inside}
+                folders[:] = sorted({*folders} - again)
                 if os.path.realpath(folder) in seen:  # links can lead round in a circle
                     folders.clear()
                     continue

@@ -319,10 +319,10 @@ def plan(run, epochs):
 
 
 def replan(run):
-    """Plan again, after each epoch but the last, by the slowest process's speed so far."""
+    """Plan again after each epoch but the last, by the slowest process's speed; half at least."""
     planned, spent = run.args.epochs, (time.monotonic() - run.begin) / run.budget
     done = data.steps_at(run.sides, spent, run.costs)  # the share of all that should be done by now
-    fitting = max(run.epoch + 1, -predict.largest(-run.epoch / max(done, 1e-9))[0])
+    fitting = max(run.epoch + 1, planned / 2, -predict.largest(-run.epoch / max(done, 1e-9))[0])
     if int(fitting) != planned and abs(fitting - planned) >= 0.02 * planned:
         run.args.epochs = int(fitting)
         print(f"planned anew: {run.args.epochs} epochs of {run.budget / run.args.epochs:.1f} s")

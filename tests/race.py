@@ -61,7 +61,7 @@ ABLATIONS = {
     "batches of 256": "--batch-size 256",
 }
 LINES = {
-    0.43: "the report (test), hours of a paid GPU",
+    0.43: "the report (test), about three hours of a GPU",
     0.563: "the best public result, 13.4 hours of a GPU",
 }
 COLUMNS = "data racer flags minutes seed val_acc epochs took gflops date machine settings".split()

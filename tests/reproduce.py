@@ -504,7 +504,7 @@ def main(argv=None):
     args = parse_args(argv)
     try:
         args.data = args.data or data.find_source()
-        args.out /= Path(args.data).name  # the runs of other data are others
+        args.out /= Path(args.data).resolve().name  # the runs of other data are others
         todo = to_do(args)
         for name, seed in todo if args.dry_run else []:
             print(f"{name:<9} python train.py {command(name, args.scale)} --seed {seed}")

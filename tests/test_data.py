@@ -563,6 +563,8 @@ def test_a_folder_is_read_under_its_own_name_and_not_that_of_a_link_to_it(tmp_pa
     before = data.load(pets)
     (pets / "test").symlink_to(pets / "val", target_is_directory=True)
     (pets / "train" / "animal").symlink_to(pets / "train" / "cat", target_is_directory=True)
+    (pets / "check").mkdir()  # before train/, in order of names
+    (pets / "check" / "cat").symlink_to(pets / "train" / "cat", target_is_directory=True)
     after = data.load(pets)
     assert after.classes == before.classes == ["cat", "dog"] and after.ids == before.ids
     assert after.is_val.any() and not after.test_ids
