@@ -253,7 +253,7 @@ def predict(networks, images, views=1, precision=None, side=0):
     progress = data.Progress("answering", len(images) * len(networks) * views)
     for network in networks:
         for view in VIEWS[:views]:
-            answers = logits(network, images, view, precision, None, progress, side)
+            answers = logits(network, images, view, precision, progress=progress, side=side)
             total = total + answers.softmax(1).cpu()
     progress.close()
     return total / (len(networks) * views)
