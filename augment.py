@@ -178,8 +178,7 @@ def warp_crops(images, left, top, width, height):
     x, y = pixels(images)
     x = ((x + 0.5) * width / images.shape[-1] - 0.5).clamp_min(0).minimum(width - 1)
     y = ((y + 0.5) * height / images.shape[-2] - 0.5).clamp_min(0).minimum(height - 1)
-    x, y = torch.broadcast_tensors(left + x, top + y)
-    return warp(images, x, y)
+    return warp(images, *torch.broadcast_tensors(left + x, top + y))
 
 
 # A new augmentation is one function above and one line here. Probabilities and strengths are
@@ -227,7 +226,7 @@ class Pipeline:
     gives the same shape and range, and doesn't write into what it was given.
     """
 
-    def __init__(self, steps=()):
+    def __init__(self, steps):
         self.steps = list(steps)
 
     def __call__(self, images, generator):
@@ -241,10 +240,8 @@ class Pipeline:
 
 def parse(mix):
     """The pipelines of a mix, one a copy of the data; a ValueError says what is wrong with it."""
-    return [
-        Pipeline() if copy.strip() == "clean" else Pipeline(map(parse_step, copy.split(",")))
-        for copy in mix.split("+")
-    ]
+    copies = [[] if copy.strip() == "clean" else copy.split(",") for copy in mix.split("+")]
+    return [Pipeline(map(parse_step, steps)) for steps in copies]
 
 
 def parse_step(text):
@@ -261,20 +258,17 @@ def parse_step(text):
     if equals and default.strength is None:
         raise ValueError(f"{name} takes no strength: {text!r} should be {name} or {name}:0.5")
     try:
-        step = Step(
-            name,
-            float(probability) if colon else default.probability,
-            float(strength) if equals else default.strength,
-        )
+        probability = float(probability) if colon else default.probability
+        strength = float(strength) if equals else default.strength
     except ValueError:
         raise ValueError(f"{text!r} should read name, name:0.5, name=15 or name=15:0.5") from None
-    if not 0 <= step.probability <= 1:
+    if not 0 <= probability <= 1:
         raise ValueError(f"the probability in {text!r} should be between 0 and 1")
-    if equals and not 0 <= step.strength <= default.highest:
+    if equals and not 0 <= strength <= default.highest:
         raise ValueError(f"the {default.meaning} in {text!r} should be 0 to {default.highest}")
-    if equals and default.meaning == "pixels" and step.strength % 1:
+    if equals and default.meaning == "pixels" and strength % 1:
         raise ValueError(f"the pixels in {text!r} should be a whole number")
-    return step
+    return Step(name, probability, strength)
 
 
 # ---------------------------------------------------------------- the sheet
@@ -297,20 +291,16 @@ def draw_sheet(images, pipelines, seed=0):
     return pictures, captions * len(images), len(columns)
 
 
-# Group, flag, what its value is called, how many there are or its type, help.
-FLAGS = [
-    ("arguments", "mix", "MIX", "?", f"default: {REPORT_MIX}"),
-    ("arguments", "--data", "PATH", str, "where pictures come from, as in train.py"),
-    ("arguments", "--out", "FILE", str, "default: augment.png"),
-]
-
-
 def parse_args(argv=None):
     import data
 
     about = "Draw what a mix of augmentations does to pictures: python augment.py MIX"
-    size = ("arguments", "--size", "S", data.SIDE, "resize pictures to S x S pixels")
-    flags = [*FLAGS, size]
+    flags = [  # group, flag, what its value is called, how many there are or its type, help
+        ("arguments", "mix", "MIX", "?", f"default: {REPORT_MIX}"),
+        ("arguments", "--data", "PATH", str, "where pictures come from, as in train.py"),
+        ("arguments", "--size", "S", data.SIDE, "resize pictures to S x S pixels"),
+        ("arguments", "--out", "FILE", str, "default: augment.png"),
+    ]
     return data.parse_flags("augment.py", about, flags, argv, mix=REPORT_MIX, out="augment.png")
 
 

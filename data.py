@@ -58,9 +58,7 @@ SMALLEST, LARGEST = 16, 512  # sides in pixels: below, no network fits; above, i
 FORMATS = ["JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM"]
 MOST_PIXELS = 50_000_000  # in a picture: a large photograph
 MOST_BYTES = 64 << 20  # in a file: such a photograph, or a table of two million rows
-# Entries of an archive that are empty, or neither picture nor table, beyond one for each picture
-# (macOS adds such).
-MOST_USELESS = 100_000
+MOST_USELESS = 100_000  # entries of an archive that hold nothing, beyond one a picture (macOS's)
 TOO_MUCH = "it unpacks to far more than pictures take: if you trust it, unpack it before"
 HOW = "by --data, or after data.py"  # how a source is named
 EXPECTED = "expected labels.csv with trainval/, train/<class>/*, <class>/* or Tiny ImageNet"
@@ -169,10 +167,9 @@ def find_source(places=("data", "/kaggle/input")):
         # load_cifar() looks in data/ alone; on Kaggle each input is a source by itself.
         ours, mounts = (CIFAR, {}) if place == Path("data") else ({}, MOUNTS)
         found = [name for name, folder in ours.items() if (place / folder).is_dir()]
-        below = []
-        for path in sorted(place.iterdir()):
-            below += sorted(path.glob(mounts[path.name])) if path.name in mounts else [path]
-        below = [path for path in below if not path.name.startswith(".")]
+        below = [path for path in place.iterdir() if path.name not in mounts]
+        below += [path for name in mounts for path in (place / name).glob(mounts[name])]
+        below = sorted(path for path in below if not path.name.startswith("."))
         found += [str(x) for x in below if is_archive(x) or (x.is_dir() and has_layout(x))]
         names = [path.name for path in below]
         itself = {"labels.csv", "trainval"} & {*names} or "train" in map(part_of, names)
@@ -196,8 +193,7 @@ def find_source(places=("data", "/kaggle/input")):
 
 def is_archive(path):
     """Whether it may be a data set in one file; those that torchvision unpacks are none."""
-    theirs = re.match(r"\.|cifar-100?-python", path.name)
-    return path.name.lower().endswith(ARCHIVES) and not theirs
+    return path.name.lower().endswith(ARCHIVES) and not re.match(r"\.|cifar-100?-python", path.name)
 
 
 def has_layout(folder):
@@ -217,21 +213,18 @@ class Files:
     """
 
     def __init__(self, path):
-        self.path = Path(path)
-        self.contents = None
+        self.path, self.contents = Path(path), {}
         if self.path.is_dir():
-            found, seen = [], set()
-            inside = {os.path.realpath(folder) for folder, *_ in os.walk(self.path)}
+            found, seen, top = [], set(), self.path.resolve()
             for folder, folders, names in os.walk(self.path, followlinks=True):
-                # A folder counts under its own name, not under those of links to it.
-                links = [name for name in folders if Path(folder, name).is_symlink()]
-                again = {x for x in links if os.path.realpath(Path(folder, x)) in inside}
-                folders[:] = sorted({*folders} - again)
-                if os.path.realpath(folder) in seen:  # links can lead round in a circle
+                below, place = Path(folder).relative_to(self.path), Path(folder).resolve()
+                # A folder counts once, and under its own name, not under those of links to it.
+                if place in seen or (top in place.parents and place != top / below):
                     folders.clear()
                     continue
-                seen.add(os.path.realpath(folder))
-                found += [Path(folder, name).relative_to(self.path).as_posix() for name in names]
+                seen.add(place)
+                folders.sort()
+                found += [(below / name).as_posix() for name in names]
         elif not self.path.exists():
             known = f"a folder, an archive, {', '.join(CIFAR)} or demo"
             raise FileNotFoundError(f"there is no {path}: expected {known}")
@@ -239,27 +232,24 @@ class Files:
             raise ValueError(f"{path} is no data set: expected a folder or {' '.join(ARCHIVES)}")
         else:
             try:
-                found = self.open_archive()
+                self.open_archive()
             except Exception as error:  # whatever a damaged archive makes its reader raise
                 raise ValueError(f"{path} can't be read as an archive: {error!s:.150}") from error
-        # A set, since a zip can name a file twice.
-        self.names = sorted({name for name in found if is_wanted(name)}, key=natural)
+            found = self.contents
+        self.names = sorted(filter(is_wanted, found), key=natural)
 
     def open_archive(self):
         most = max(4 * MOST_BYTES, 20 * self.path.stat().st_size)  # pictures are compressed already
         if self.path.name.lower().endswith(".zip"):
             self.zip = zipfile.ZipFile(self.path)
-            entries = self.zip.infolist()
-            for entry in entries:
-                entry.filename = entry.filename.replace("\\", "/")  # as some of Windows' have it
-            self.entries = {entry.filename: entry for entry in entries}
-            sizes = [x.file_size for x in entries if x.file_size and is_wanted(x.filename)]
-            useless = len(entries) - 2 * len(sizes)
+            entries = self.zip.infolist()  # maybe with \ in names (Windows), or a name twice
+            self.contents = {entry.filename.replace("\\", "/"): entry for entry in entries}
+            sizes = [x.file_size for name, x in self.contents.items() if is_wanted(name)]
+            useless = len(entries) - 2 * sum(size > 0 for size in sizes)
             if useless > MOST_USELESS or max(sizes, default=0) > MOST_BYTES or sum(sizes) > most:
                 raise ValueError(TOO_MUCH)
-            return [entry.filename for entry in entries if not entry.is_dir()]
-        self.contents, useless = {}, 0
-        progress = Progress(f"reading {self.path.name}")
+            return
+        useless, progress = 0, Progress(f"reading {self.path.name}")
         openers = {".gz": gzip.open, ".tgz": gzip.open, ".xz": lzma.open, ".txz": lzma.open}
         with openers.get(self.path.suffix.lower(), open)(self.path, "rb") as file:
 
@@ -285,16 +275,14 @@ class Files:
                 if any(file.read()):
                     raise EOFError("it is cut short")
         progress.close()
-        return list(self.contents)
 
     def read(self, name):
         """The bytes of one file; safe to call from several threads."""
-        if self.contents is not None:
-            return self.contents[name]
         if self.path.is_dir():
             return read_small(self.path / name)
+        content = self.contents[name]
         try:
-            return self.zip.read(self.entries[name])
+            return content if isinstance(content, bytes) else self.zip.read(content)
         except Exception as error:  # damaged, encrypted, or packed in a way unknown here
             raise ValueError(f"{name:.80} in {self.path} can't be read: {error!s:.80}") from error
 
@@ -310,8 +298,8 @@ def is_wanted(name):
     """Pictures and tables, but nothing hidden, absolute or reaching out, and nothing of our own."""
     path = PurePosixPath(name)
     hidden = any(re.match(r"\.|__MACOSX|earlier-\d+$", part) for part in path.parts)
-    is_known = path.suffix.lower() in PICTURES | {".csv"} or path.name == ANNOTATIONS
-    return is_known and not (hidden or path.is_absolute() or path.name in OWN)
+    is_known = is_picture(name) or path.name in ("labels.csv", ANNOTATIONS)
+    return is_known and not (hidden or path.is_absolute() or path.name in OWN or name[-1] == "/")
 
 
 def is_picture(name):
@@ -333,10 +321,7 @@ def describe(files):
 
 
 def homework_layout(files):
-    """labels.csv (id, category; any header) with trainval/ and perhaps test/, at any depth.
-
-    Without a trainval/ it is train/ that holds what the table labels.
-    """
+    """labels.csv (id, category; any header), trainval/ (else train/), maybe test/, at any depth."""
     tables = [name for name in files.names if PurePosixPath(name).name == "labels.csv"]
     has_trainval = any("/trainval/" in f"/{name}" for name in files.names)
     if not tables:
@@ -346,10 +331,7 @@ def homework_layout(files):
     if len(tables) > 1:
         raise ValueError(f"{files.path} has several labels.csv: {listed(tables)}; name one folder")
     folder = "trainval" if has_trainval else "train"
-    hint = "where each class has a folder, name the one that holds these"
     pictures, test = pictures_below(files, folder)
-    if not pictures:
-        raise ValueError(f"{tables[0]} has no pictures in trainval/ or train/; {hint}")
     columns, rows = read_labels(files.read(tables[0]), tables[0], 2 * len(pictures) + 10_000)
     if not any(i in pictures for _, i, _ in rows):  # ids without suffix, in the submission as well
         pictures, test = pictures_below(files, folder, bare=True)
@@ -357,10 +339,9 @@ def homework_layout(files):
         raise ValueError(f"{tables[0]} has no header: its first row already names a picture")
     missing = [f"row {n} ({i})" for n, i, _ in rows if i not in pictures]
     if missing:
-        raise ValueError(
-            f"{len(missing)} rows of {tables[0]} name no picture in {folder}/: {listed(missing)}"
-            + f"; {hint}" * (len(missing) == len(rows))
-        )
+        hint = "; where each class has a folder, name the one that holds these"
+        text = f"{len(missing)} rows of {tables[0]} name no picture in {folder}/: {listed(missing)}"
+        raise ValueError(text + hint * (len(missing) == len(rows)))
     rows = [(i, category, pictures[i]) for _, i, category in rows]
     return labelled_by(files, rows, test, columns=columns)
 
@@ -392,8 +373,6 @@ def read_labels(content, name, most):
                 if len(row) < 2 or not all(row):
                     row = ",".join(row)
                     raise ValueError(f"row {n} of {name} should be id,category: {row:.80}")
-                if row[0].startswith("/") or ".." in row[0].split("/") or "\\" in row[0]:
-                    raise ValueError(f"row {n} of {name} reaches out of its folder: {row[0]:.80}")
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{name} is no table of ids and categories in UTF-8: {error}") from error
     if len(numbered) < 2:
@@ -412,8 +391,6 @@ def tiny_imagenet_layout(files):
     """
     pictures = [PurePosixPath(name) for name in files.names if is_picture(name)]
     tables = [name for name in files.names if PurePosixPath(name).name == ANNOTATIONS]
-    if len(tables) > 1:
-        raise ValueError(f"{files.path} has several {ANNOTATIONS}: {listed(tables)}")
     if not tables and not any(path.match("train/*/images/*") for path in pictures):
         return None
     wnids, found = {}, {}
@@ -441,9 +418,7 @@ def part_of(name):
 
 
 def train_folder(files, paths):
-    """The one folder train/, else called like it, with class folders below: a tuple of names, as
-    the paths are; () where there is none.
-    """
+    """The one train/ (else one called like it) with class folders: its path's parts, () if none."""
     for fits in ("train".__eq__, lambda name: part_of(name) == "train"):
         places = ((path, [i for i, name in enumerate(path[:-2]) if fits(name)]) for path in paths)
         trains = {path[: at[0] + 1] for path, at in places if at}
@@ -501,18 +476,12 @@ def folder_layout(files, found=None):
 
 def labelled_by(files, rows, test, **rest):
     """The Dataset of rows (id, class, file), one a labelled picture, and test {id: file}."""
-    classes = sorted({category for _, category, _ in rows}, key=natural)
+    ids, categories, names = map(list, zip(*rows))
+    classes = sorted({*categories}, key=natural)
     index = {category: k for k, category in enumerate(classes)}
-    return Dataset(
-        source=str(files.path.resolve()),
-        classes=classes,
-        labels=torch.tensor([index[category] for _, category, _ in rows]),
-        ids=[i for i, _, _ in rows],
-        files=[name for _, _, name in rows],
-        test_ids=list(test),
-        test_files=list(test.values()),
-        **rest,
-    )
+    labels = torch.tensor([index[category] for category in categories])
+    rest.update(files=names, test_ids=list(test), test_files=list(test.values()))
+    return Dataset(str(files.path.resolve()), classes, labels, ids, **rest)
 
 
 LAYOUTS = {
@@ -566,8 +535,8 @@ def opened(content):
     return image
 
 
-def as_seen(image):
-    """A Pillow picture in RGB as a viewer on white paper shows it.
+def fit(image, size):
+    """uint8 [size, size, 3]: a Pillow picture's middle square, as a viewer on white paper shows it.
 
     Upright where a camera noted how it was held, on white where it is transparent, and 16 bits of
     grey scaled to 8, where Pillow's own conversion cuts off all above 255.
@@ -583,15 +552,7 @@ def as_seen(image):
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def fit(image, size):
-    """A Pillow picture as uint8 [size, size, 3]: its middle square, resized if need be."""
-    image = as_seen(image)
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image)
+    return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
 
 
 def picture_sizes(read, names, sample=1000):
@@ -622,10 +583,7 @@ def sizes_listed(sizes):
 
 
 def decode(read, names, size):
-    """The pictures with bytes read(name), decoded in threads, as uint8 [N, 3, size, size].
-
-    Those that can't be decoded are all named in one ValueError.
-    """
+    """uint8 [N, 3, size, size], decoded in threads; one ValueError names all that can't be."""
     images = np.empty((len(names), 3, size, size), np.uint8)
     broken = {}
 
@@ -646,10 +604,9 @@ def decode(read, names, size):
         list(pool.map(decode_some, chunks))  # Ctrl-C ends it, and what hasn't begun is dropped
     progress.close()
     if broken:
-        raise ValueError(
-            f"{len(broken)} of {len(names)} pictures can't be decoded; replace or remove them: "
-            f"{listed([broken[i] for i in sorted(broken)], most=100, width=170)}"
-        )
+        wrong = f"{len(broken)} of {len(names)} pictures can't be decoded; replace or remove them"
+        named = listed([broken[i] for i in sorted(broken)], most=100, width=170)
+        raise ValueError(f"{wrong}: {named}")
     return torch.from_numpy(images)
 
 
@@ -682,11 +639,8 @@ def wave(x):
 
 def clouds(u, v, random):
     """Smooth noise: a few waves of random direction added up."""
-    total = 0
-    for _ in range(6):
-        angle, phase = random.uniform(0, 2 * np.pi, (2, len(u), 1, 1))
-        total = total + wave(0.7 * (u * np.cos(angle) + v * np.sin(angle)) + phase)
-    return total / 2
+    waves = random.uniform(0, 2 * np.pi, (6, 2, len(u), 1, 1))  # an angle and a phase each
+    return sum(wave(0.7 * (u * np.cos(a) + v * np.sin(a)) + phase) for a, phase in waves) / 2
 
 
 # Each gives a height, positive in one colour and negative in the other, over coordinates u
@@ -741,19 +695,13 @@ def stratified(labels, count, seed):
 
 
 def split(labels, fraction, seed):
-    """(train, val): int64 indices, sorted, disjoint, together everything, stratified by class.
-
-    fraction is the share for validation, 0 to below 1; 0 leaves none, for a final fit.
-    """
+    """(train, val): sorted int64 indices, stratified, together everything; fraction 0: no val."""
     is_val = stratified(labels, round(len(labels) * fraction), seed)
     return (~is_val).nonzero().flatten(), is_val.nonzero().flatten()
 
 
 def parts(dataset, val, seed):
-    """(train, val): indices of a run's two parts, by its --val and --seed.
-
-    val None means the source's own validation part, or a tenth where it brings none.
-    """
+    """A run's (train, val), by --val and --seed; val None: the source's own part, else a tenth."""
     if val is None and dataset.is_val is not None:
         return (~dataset.is_val).nonzero().flatten(), dataset.val_indices
     return split(dataset.labels, 0.1 if val is None else val, seed)
@@ -781,8 +729,7 @@ def statistics(images, indices):
     """
     counts = torch.zeros(3, 256, dtype=torch.int64)
     for chunk in indices.split(1024):
-        channels = images[chunk].unbind(1)
-        counts += torch.stack([x.flatten().bincount(minlength=256) for x in channels])
+        counts += torch.stack([x.ravel().bincount(minlength=256) for x in images[chunk].unbind(1)])
     share, value = counts.double() / counts[0].sum(), torch.arange(256, dtype=torch.float64)
     mean, square = share @ value, share @ value**2
     std = (square - mean**2).sqrt().clamp(min=1)  # a channel of one value would divide by zero
@@ -896,25 +843,13 @@ def side_at(sides, done):
     return next((side for (side, _), end in zip(sides, until) if done < end), sides[-1][0])
 
 
-def timetable(sides, costs=None):
-    """(steps, times): the shares of a run's steps, and of its time, after which its side changes,
-    given what each side takes of the time; None: each takes equally long.
+def time_at(sides, done, costs=None, reverse=False):
+    """The share of a run's time after this share of its steps, or the reverse, given what each side
+    takes of the time; None: each takes equally long.
     """
-    steps = [0, *itertools.accumulate(share for _, share in sides)]
-    times = [0, *itertools.accumulate(costs or [1] * len(sides))]
-    return steps, [time / times[-1] for time in times]
-
-
-def time_at(sides, done, costs=None):
-    """The share of a run's time after this share of its steps."""
-    steps, times = timetable(sides, costs)
-    return float(np.interp(done, steps, times))
-
-
-def steps_at(sides, time, costs):
-    """The reverse: the share of a run's steps after this share of its time."""
-    steps, times = timetable(sides, costs)
-    return float(np.interp(time, times, steps))
+    shares, costs = [share for _, share in sides], costs or [1] * len(sides)
+    steps, times = (np.cumsum([0, *x]) / sum(x) for x in (shares, costs))
+    return float(np.interp(done, times, steps) if reverse else np.interp(done, steps, times))
 
 
 def resized(images, side):
@@ -949,11 +884,10 @@ def parse_flags(script, description, flags, argv, **defaults):
     parser = argparse.ArgumentParser(script, argparse.SUPPRESS, description, allow_abbrev=False)
     groups = {group: parser.add_argument_group(group) for group, *_ in flags}
     for group, flag, metavar, kind, text in flags:
+        key = {list: "choices", str: "nargs"}.get(type(kind), "type")
+        values = {key: kind, "metavar": metavar}
         if kind is bool:
             values = {"action": "store_true", "default": None}
-        else:
-            key = {list: "choices", str: "nargs"}.get(type(kind), "type")
-            values = {key: kind, "metavar": metavar}
         groups[group].add_argument(flag, help=text, **values)
     parser.set_defaults(**defaults)
     if argv is None:
@@ -980,6 +914,7 @@ def sentences(script, quiet=False, interrupted="interrupted"):
     try:
         yield
         sys.stdout.flush()
+        return
     except BrokenPipeError:  # as of | head: what is printed from here on goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         message, status = None, 1
@@ -991,8 +926,6 @@ def sentences(script, quiet=False, interrupted="interrupted"):
         message, status = interrupted, 1
     except (RuntimeError, MemoryError) as error:
         message, status = explained(error), 1
-    else:
-        return
     if message:
         print(f"{script}: error: {one_sentence(message)}", file=sys.stderr)
     raise SystemExit(status)
@@ -1051,14 +984,12 @@ class Progress:
     """
 
     def __init__(self, what="", total=None):
-        is_terminal = sys.stdout.isatty() and "JPY_PARENT_PID" not in os.environ
-        self.pause = 0.5 if is_terminal else 5
+        self.pause = 0.5 if sys.stdout.isatty() and "JPY_PARENT_PID" not in os.environ else 5
         self.what, self.of = what, f" of {total:,}" if total else ""
         self.start = self.last = time.monotonic()
         self.done = self.width = 0
 
     def add(self, count):
-        """So many more are done."""
         self.done += count
         self.show(f"{self.what} {self.done:,}{self.of} · {self.speed():,.0f} a second")
 
@@ -1092,13 +1023,12 @@ def write_file(path, write):
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
-        if not isinstance(error, OSError):
-            raise
+    except OSError as error:
         reason = f"{error.strerror or error}; what it held before, if anything, is kept"
         raise Failed(f"{path} can't be written: {reason}") from error
+    finally:
+        with suppress(OSError):  # there is none any more where all went well
+            temporary.unlink()
 
 
 def write_picture(path, picture, what=""):
@@ -1205,32 +1135,23 @@ def sheet(images, captions, columns, title, least=96):
 def strip(images, places):
     """uint8 [3, S, W]: up to `places` pictures [3, S, S] side by side, a white px between."""
     side = images.shape[-1]
-    row = images.new_full((3, side, places * (side + 1) - 1), 255)
-    for i, image in enumerate(images[:places]):
-        row[..., i * (side + 1) : i * (side + 1) + side] = image
-    return row
+    row = images.new_full((places, 3, side, side + 1), 255)
+    row[: len(images), ..., :side] = images[:places]
+    return row.permute(1, 2, 0, 3).flatten(2)[..., :-1]
 
 
 # ---------------------------------------------------------------- what is there, before training
 
 
-def same_pictures(dataset):
-    """Lists of (id, class or None for a test picture) of those that are the same to the pixel."""
+def print_duplicates(dataset):
+    """What is there several times, to the pixel, and what of it in the test part or two classes."""
     answers = [dataset.classes[label] for label in dataset.labels.tolist()]
     names = [*zip(dataset.ids, answers), *((i, None) for i in dataset.test_ids)]
     by_content = {}
-    parts = [part for part in (dataset.images, dataset.test_images) if part is not None]
-    for name, image in zip(names, (image for part in parts for image in part.numpy())):
+    halves = [half for half in (dataset.images, dataset.test_images) if half is not None]
+    for name, image in zip(names, (image for half in halves for image in half.numpy())):
         by_content.setdefault(hashlib.blake2b(image.tobytes()).digest(), []).append(name)
-    return [group for group in by_content.values() if len(group) > 1]
-
-
-def print_duplicates(groups):
-    """What is there several times, what of it is in the test part as well, or in two classes."""
-
-    def shown(group):
-        return " = ".join(i + (f" ({answer})" if answer else " (test)") for i, answer in group[:3])
-
+    groups = [group for group in by_content.values() if len(group) > 1]
     found = {
         "pictures are there several times": groups,
         "of them in the test part too": [g for g in groups if len({a is None for _, a in g}) > 1],
@@ -1239,7 +1160,8 @@ def print_duplicates(groups):
     print("doubled" + ("" if groups else "     none: no two pictures are the same to the pixel"))
     for what, some in found.items():
         if some:
-            print(f"  {len(some):>6,}    {what}: {listed([shown(group) for group in some], 2)}")
+            shown = [" = ".join(f"{i} ({answer or 'test'})" for i, answer in g[:3]) for g in some]
+            print(f"  {len(some):>6,}    {what}: {listed(shown, 2)}")
 
 
 def print_survey(dataset):
@@ -1267,20 +1189,17 @@ def print_survey(dataset):
         f"mean        {mean} (red, green, blue of the labelled, from 0 to 1)\n"
         f"std         {std}"
     )
-    print_duplicates(same_pictures(dataset))
+    print_duplicates(dataset)
 
 
 def draw_classes(dataset, most=48, places=4):
     """A sheet of a few pictures a class, of at most so many classes, spread over all of them."""
     count = len(dataset.classes)
     shown = [i * count // min(most, count) for i in range(min(most, count))]
-    strips, captions = [], []
-    for k in shown:
-        mine = (dataset.labels == k).nonzero().flatten()
-        strips.append(strip(dataset.images[mine[:places]], places))
-        captions.append(f"{dataset.classes[k]:.30} ({len(mine):,})")
-    some = f"{len(shown)} of {count} classes" if len(shown) < count else f"{count} classes"
-    title = f"{some}, {places} pictures of each (how many there are)"
+    mine = [(dataset.labels == k).nonzero().flatten() for k in shown]
+    strips = [strip(dataset.images[some[:places]], places) for some in mine]
+    captions = [f"{dataset.classes[k]:.30} ({len(some):,})" for k, some in zip(shown, mine)]
+    title = f"{len(shown)} of {count} classes, {places} pictures of each (how many there are)"
     return sheet(strips, captions, columns=min(4, len(shown)), title=title, least=64)
 
 

@@ -321,7 +321,7 @@ def plan(run, epochs):
 def replan(run):
     """Plan again after each epoch but the last, by the slowest speed; a stall halves it at most."""
     planned, spent = run.args.epochs, (time.monotonic() - run.begin) / run.budget
-    done = data.steps_at(run.sides, spent, run.costs)  # the share of all that should be done by now
+    done = data.time_at(run.sides, spent, run.costs, reverse=True)  # the steps due by now
     fitting = max(run.epoch + 1, planned / 2, -predict.largest(-run.epoch / max(done, 1e-9))[0])
     if int(fitting) != planned and abs(fitting - planned) >= 0.02 * planned:
         run.args.epochs = int(fitting)
