@@ -1075,10 +1075,12 @@ def require_apart(folder, dataset):
         raise ValueError(f"--out {folder} holds the data itself: name another folder")
 
 
-def check_out(path):
-    """ValueError where no file can be written: before the work, not after it."""
+def check_out(path, suffix=".png"):
+    """ValueError where no such file can be written: before the work, not after it."""
     if Path(path).is_dir():
         raise ValueError(f"--out {path} is a folder: name a file")
+    if Path(path).suffix.lower() != suffix:
+        raise ValueError(f"--out {path} should be a {suffix} file")
     if not Path(path).parent.is_dir():
         raise ValueError(f"--out {path}: there is no folder {Path(path).parent}")
 

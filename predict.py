@@ -760,8 +760,7 @@ def read_run(path):
 
 def compare_runs(paths, out):
     """Draw and print the validation accuracy of several runs, the best at the end first."""
-    if Path(out).suffix != ".png":
-        raise ValueError(f"--out {out} should be a picture: name it .png")
+    data.check_out(out)
     runs = {path: read_run(path) for path in paths}
     runs = dict(sorted(runs.items(), key=lambda item: -item[1][-1]["val_acc"]))
     print("validation  best  at epoch  of  training  minutes  run")
@@ -803,12 +802,10 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     with data.sentences("predict.py"):
-        data.check_out(args.out or "submission.csv")
         if args.compare:
             compare_runs(args.checkpoints, args.out or "compare.png")
             return
-        if args.out in args.checkpoints or Path(args.out or "").suffix in (".pt", ".png"):
-            raise ValueError(f"--out {args.out} should be a table: name it .csv")
+        data.check_out(args.out or "submission.csv", ".csv")
         device = choose_device()
         networks, checkpoints = zip(*(load_run(path, device) for path in args.checkpoints))
         takes = [(saved["classes"], saved["size"], saved["args"]["size"]) for saved in checkpoints]

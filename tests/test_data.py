@@ -761,11 +761,12 @@ def test_a_survey_of_many_classes_shows_some_of_them_and_says_so():
     assert (strip[..., :16] == 9).all() and (strip[..., 16] == 255).all()
 
 
-@pytest.mark.parametrize("argv", [["nowhere"], ["x.txt"], ["demo", "--out", "no/data.png"]])
+@pytest.mark.parametrize("argv", ["nowhere", "x.txt", "demo --out no/x.png", "demo --out x.txt"])
 def test_a_survey_of_what_is_not_there_is_one_sentence(tmp_path, monkeypatch, capsys, argv):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.txt").write_text("no")
     with pytest.raises(SystemExit) as stop:
-        data.main(argv)
+        data.main(argv.split())
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.startswith("data.py: error: ") and error.count("\n") == 1
+    assert (tmp_path / "x.txt").read_text() == "no"

@@ -331,7 +331,7 @@ def test_a_wrong_thing_is_one_sentence_and_nothing_is_written(trained, here, cap
     refused(capsys, [here / "demo.pt"], "gone, which it was trained on, is not here")
     refused(capsys, [checkpoint, "--data", "nothing"], "nothing holds no pictures")
     refused(capsys, [checkpoint, "--out", "nothing"], "--out nothing is a folder: name a file")
-    refused(capsys, [checkpoint, "--out", checkpoint], "should be a table: name it .csv")
+    refused(capsys, [checkpoint, "--out", checkpoint], "should be a .csv file")
     refused(capsys, [checkpoint, "--out", "no/x.csv"], "--out no/x.csv: there is no folder no")
     refused(capsys, [checkpoint, "--data", "broken.png"], "broken.png (not a picture)")
     refused(
