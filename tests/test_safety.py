@@ -304,6 +304,8 @@ def test_an_archive_that_unpacks_to_very_much_is_refused(tmp_path, monkeypatch):
         for name in (f"{label}/{i}.png" for label in "ab" for i in range(4)):
             archive.writestr(name, picture.getvalue())
             archive.writestr(f"__MACOSX/._{name}", b"what else it knows of the picture")
+        archive.writestr("features.csv", bytes(1001))  # a table that nobody reads may be large
+    monkeypatch.setattr(data, "MOST_BYTES", 1000)
     assert len(data.load(tmp_path / "mac.zip").ids) == 8
     monkeypatch.setattr(data, "MOST_USELESS", 1000)
     header = tarfile.TarInfo("x").tobuf()
