@@ -58,7 +58,7 @@ SMALLEST, LARGEST = 16, 512  # sides in pixels: below, no network fits; above, i
 FORMATS = ["JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM"]
 MOST_PIXELS = 50_000_000  # in a picture: a large photograph
 MOST_BYTES = 64 << 20  # in a file: such a photograph, or a table of two million rows
-MOST_USELESS = 100_000  # entries of an archive that hold nothing, beyond one a picture (macOS's)
+MOST_USELESS = 100_000  # entries of an archive that hold nothing, beyond one a picture (as of macOS)
 TOO_MUCH = "it unpacks to far more than pictures take: if you trust it, unpack it before"
 HOW = "by --data, or after data.py"  # how a source is named
 EXPECTED = "expected labels.csv with trainval/, train/<class>/*, <class>/* or Tiny ImageNet"
@@ -990,6 +990,7 @@ class Progress:
         self.done = self.width = 0
 
     def add(self, count):
+        """So many more are done."""
         self.done += count
         self.show(f"{self.what} {self.done:,}{self.of} · {self.speed():,.0f} a second")
 
