@@ -21,7 +21,7 @@ import statistics
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -152,24 +152,20 @@ def median_seconds(device, function, budget=0.0):
 
 def processes():
     """(number of this process, how many there are): (0, 1) where there is one."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+    joined = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if joined else (0, 1)
 
 
-def over_all(values):
-    """The sum of each number of a tensor over all processes; in place."""
+def over_all(values, how="SUM"):
+    """The sum, or "MAX", of each number of a tensor over all processes; in place."""
     if processes()[1] > 1:
-        dist.all_reduce(values)
+        dist.all_reduce(values, getattr(dist.ReduceOp, how))
     return values
 
 
 def largest(*values):
     """The largest of each number over all processes, as floats."""
-    values = torch.tensor(values, dtype=torch.float64)
-    if processes()[1] > 1:
-        dist.all_reduce(values, dist.ReduceOp.MAX)
-    return values.tolist()
+    return over_all(torch.tensor(values, dtype=torch.float64), "MAX").tolist()
 
 
 @contextmanager
@@ -190,11 +186,6 @@ def stop_signals():
             signal.signal(number, handler or signal.SIG_DFL)
 
 
-def one_voice(folder):
-    """A context in which one process alone prints, and no other run writes to a folder."""
-    return redirect_stdout(io.StringIO()) if processes()[0] else data.claimed(folder)
-
-
 # ---------------------------------------------------------------- inference
 
 
@@ -207,7 +198,7 @@ def shifted(images, flip, down, right):
 
 
 @torch.no_grad()
-def logits(network, images, view=VIEWS[0], precision=None, batch_size=None, progress=None, side=0):
+def logits(network, images, view=VIEWS[0], precision=None, progress=None, side=0):
     """The network's answers as float32 [N, classes], on its device.
 
     images: uint8 [N, 3, H, W], or float in [0, 1], on any device. network: in either mode, which
@@ -221,7 +212,7 @@ def logits(network, images, view=VIEWS[0], precision=None, batch_size=None, prog
     most = 64 if device.type == "cpu" else min(1000, 2**22 // images.shape[-2:].numel())
     was_training, answers = network.training, []
     network.eval()
-    for x in images.split(batch_size or most):
+    for x in images.split(most):
         x = x.to(device, non_blocking=True)
         x = data.resized(x if x.is_floating_point() else x.float().div_(255), side or x.shape[-1])
         with autocast(device, precision):
@@ -249,12 +240,10 @@ def predict(networks, images, views=1, precision=None, side=0):
     """
     if not 1 <= views <= len(VIEWS):
         raise ValueError(f"--views {views} should be from 1 to {len(VIEWS)}")
-    total = 0
-    progress = data.Progress("answering", len(images) * len(networks) * views)
-    for network in networks:
-        for view in VIEWS[:views]:
-            answers = logits(network, images, view, precision, progress=progress, side=side)
-            total = total + answers.softmax(1).cpu()
+    progress, total = data.Progress("answering", len(images) * len(networks) * views), 0
+    for network, view in itertools.product(networks, VIEWS[:views]):
+        answers = logits(network, images, view, precision, progress=progress, side=side)
+        total = total + answers.softmax(1).cpu()
     progress.close()
     return total / (len(networks) * views)
 
@@ -276,8 +265,7 @@ def load_run(path, device="cpu"):
             and all({"val_loss", "val_acc"} <= row.keys() for row in rows)
             and all(type(x) is float or (type(x) is int and abs(x) < 1e99) or x == ""
                     for row in rows for x in row.values())  # before anything is compared
-            and saved["epoch"] == len(rows)
-            and [row["epoch"] for row in rows] == [*range(1, len(rows) + 1)]
+            and saved["epoch"] == len(rows) and all(r["epoch"] == n for n, r in enumerate(rows, 1))
             and all(0 <= row[key] < 1e99 for row in rows for key in logged)
         ):  # fmt: skip
             return network, saved
@@ -312,10 +300,8 @@ def write_table(path, header, rows):
 
 def read_table(path):
     """The rows of a CSV file as dicts; none where there is no file."""
-    if not path.is_file():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return list(csv.DictReader(io.StringIO(text)))
 
 
 def submit(networks, checkpoint, args):
@@ -323,7 +309,6 @@ def submit(networks, checkpoint, args):
     source, classes = args.data, checkpoint["classes"]
     # Read as for training, which made the pictures smaller where they were growing.
     size, side = int(checkpoint["args"]["size"]), checkpoint["size"]
-    columns = ("Id", "Category")
     if source and Path(source).is_file() and data.is_picture(source):
         images = data.load_pictures(source, size)[0]
         shares = predict(networks, images, args.views, side=side)[0].tolist()
@@ -331,20 +316,17 @@ def submit(networks, checkpoint, args):
         for share, name in sorted(zip(shares, classes), reverse=True)[:5]:
             print(f"  {share:6.1%}  {name}")
         return
-    try:
+    dataset = None
+    with suppress(data.NotADataSet):
         dataset = data.load(data.source_of(checkpoint, source), size, labelled=False)
-    except data.NotADataSet:
-        dataset = None
     if dataset and dataset.test_ids:
         images, ids, columns = dataset.test_images, dataset.test_ids, dataset.columns
     elif source:
-        images, ids = data.load_pictures(source, size)
+        (images, ids), columns = data.load_pictures(source, size), ("Id", "Category")
         print(f"{source} has no test part: all its {len(ids):,} pictures are answered")
     else:
-        raise ValueError(
-            f"{checkpoint['source']} has no test pictures to answer: --score answers labelled ones "
-            "that training did not see, --data FOLDER any pictures"
-        )
+        other = "--score answers labelled ones that training did not see, --data FOLDER any"
+        raise ValueError(f"{checkpoint['source']} has no test pictures to answer: {other}")
     answers = predict(networks, images, args.views, side=side).argmax(1).tolist()
     out = args.out or "submission.csv"
     data.set_aside(out)
@@ -358,8 +340,7 @@ def submit(networks, checkpoint, args):
 def unseen(dataset, checkpoints):
     """[(name, images, labels, ids)] of the labelled parts that none of the networks trained on."""
     seen = torch.zeros(len(dataset.labels), dtype=torch.bool)
-    for checkpoint in checkpoints:
-        run = checkpoint["args"]
+    for run in (checkpoint["args"] for checkpoint in checkpoints):
         seen[data.parts(dataset, run["val"], run["seed"])[0]] = True
     left = dataset.take((~seen).nonzero().flatten())
     parts = [("validation", left.images, left.labels, left.ids)] if left.ids else []
@@ -379,20 +360,19 @@ def score(networks, checkpoints, args):
         data.require_same(dataset, checkpoint)
     for name, images, labels, ids in unseen(dataset, checkpoints):
         probabilities = predict(networks, images, args.views, side=checkpoints[0]["size"])
-        right = (probabilities.argmax(1) == labels).float().mean()
+        answers = probabilities.argmax(1)
+        right = (answers == labels).float().mean()
         print(f"{name}: accuracy {right:.4f} on {len(ids):,} pictures")
     # The details are of the last part: the published test where there is one.
-    rows, confusions = by_class(probabilities.argmax(1), labels, dataset.classes)
+    rows, confusions = by_class(answers, labels, dataset.classes)
     print_details(name, rows, confusions)
     out = Path(args.out or "scores.csv")
     matrix, picture = out.with_name("confusions.png"), out.with_name("mistakes.png")
     data.set_aside(out, matrix, picture)
     write_table(out, ["class", "pictures", "accuracy", "most_often_taken_for", "times"], rows)
     print(f"wrote {out}: every class")
-    surest = mistakes(probabilities, labels)
-    if surest:
-        sheet, what = draw_confusions(images, labels, probabilities.argmax(1), dataset.classes)
-        data.write_picture(matrix, sheet, what)
+    if surest := mistakes(probabilities, labels):
+        data.write_picture(matrix, *draw_confusions(images, labels, answers, dataset.classes))
         sheet = draw_mistakes(images, labels, ids, probabilities, surest, dataset.classes)
         data.write_picture(picture, sheet, f"the {len(surest)} surest mistakes")
 
@@ -444,8 +424,7 @@ def draw_mistakes(images, labels, ids, probabilities, chosen, classes):
 def draw_confusions(images, labels, answers, classes):
     """(Pillow picture, what it shows): the matrix of up to 20 classes, of more the worst pairs."""
     if len(classes) > 20:
-        pairs = draw_pairs(images, labels, answers, classes)
-        return pairs, "the commonest confusions, with pictures"
+        return draw_pairs(images, labels, answers, classes), "the commonest confusions in pictures"
     counts = (labels * len(classes) + answers).bincount(minlength=len(classes) ** 2)
     return draw_matrix(counts.view(len(classes), -1).tolist(), classes), "what is taken for what"
 
@@ -478,10 +457,9 @@ def draw_pairs(images, labels, answers, classes, most=24, places=4):
     strips, captions = [], []
     for (label, other), times in by_class(answers, labels, classes)[1].most_common(most):
         k, j = classes.index(label), classes.index(other)
-        taken, others = (labels == k) & (answers == j), labels == j
-        sides = [data.strip(images[some], places) for some in (taken, others)]
-        gap = torch.full_like(sides[0][..., :3], 255)
-        strips.append(torch.cat([sides[0], gap, sides[1]], 2))
+        some = (labels == k) & (answers == j), labels == j
+        left, right = (data.strip(images[chosen], places) for chosen in some)
+        strips.append(torch.cat([left, torch.full_like(left[..., :3], 255), right], 2))
         count = int((labels == k).sum())
         captions.append(f"{label:.20} taken for {other:.20} ({times} of {count})")
     title = f"The {len(strips)} commonest confusions: left the pictures, right the class taken for"
@@ -513,11 +491,10 @@ def print_start(run):
 
 def write_log(run):
     """log.csv and curves.png, from the rows of the run, which the checkpoint holds too."""
-    if run.rank or not run.rows:
-        return
-    write_table(run.out / "log.csv", run.rows[0], (row.values() for row in run.rows))
-    curves = draw_curves(run.rows, f"{run.args.model} on {Path(run.source).name}")
-    data.write_picture(run.out / "curves.png", curves)
+    if run.rows and not run.rank:
+        write_table(run.out / "log.csv", run.rows[0], (row.values() for row in run.rows))
+        curves = draw_curves(run.rows, f"{run.args.model} on {Path(run.source).name}")
+        data.write_picture(run.out / "curves.png", curves)
 
 
 def seconds_to_finish(run, side):
@@ -666,7 +643,7 @@ def plot(draw, left, right, low, title, curves, top):
         draw.line([(left, y), (right, y)], "#dddddd", 2)
         draw.text((left - 16, y), f"{value:g}", "black", anchor="rm")
     for epoch in ticks(max(last, 5)):
-        if epoch == int(epoch) and epoch <= last:
+        if epoch <= last:
             draw.text((point(epoch, 0)[0], low + 12), f"{epoch:g}", "black", anchor="ma")
     draw.text(((left + right) / 2, low + 52), "epoch", "black", anchor="ma")
     draw.line([(left, high), (left, low), (right, low)], "black", 2)
@@ -749,11 +726,12 @@ def read_run(path):
     if not Path(path).exists():
         raise ValueError(f"there is no {path}: --compare takes folders of runs, or files in them")
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    with suppress(ValueError, KeyError, TypeError, csv.Error):  # a table, but of something else
+    with suppress(ValueError, LookupError, TypeError, csv.Error):  # a table, but of something else
         rows = read_table(folder / "log.csv")
         rows = [{k: float(x) if x else "" for k, x in row.items()} for row in rows]
-        known = rows and all(row["train_acc"] >= 0 <= row["seconds"] for row in rows)
-        if known and rows[-1]["val_acc"] != "" and rows[0]["epoch"] == 1:
+        known = all(row["train_acc"] >= 0 <= row["seconds"] for row in rows)
+        numbered = [row["epoch"] for row in rows] == [*range(1, len(rows) + 1)]
+        if known and numbered and rows[-1]["val_acc"] != "":
             return rows
     raise ValueError(f"{path} holds no log.csv of a run with a validation part to compare")
 
@@ -805,13 +783,12 @@ def main(argv=None):
         if args.compare:
             compare_runs(args.checkpoints, args.out or "compare.png")
             return
-        data.check_out(args.out or "submission.csv", ".csv")
+        data.check_out(args.out or ("scores.csv" if args.score else "submission.csv"), ".csv")
         device = choose_device()
         networks, checkpoints = zip(*(load_run(path, device) for path in args.checkpoints))
         takes = [(saved["classes"], saved["size"], saved["args"]["size"]) for saved in checkpoints]
-        for path, its in zip(args.checkpoints, takes):
-            if its != takes[0]:
-                raise ValueError(f"{path} has other classes or sizes than {args.checkpoints[0]}")
+        if other := [path for path, its in zip(args.checkpoints, takes) if its != takes[0]]:
+            raise ValueError(f"{other[0]} has other classes or sizes than {args.checkpoints[0]}")
         if args.score:
             score(networks, checkpoints, args)
         else:

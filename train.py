@@ -13,13 +13,14 @@ bits, given the same CPU, torch and number of threads (on a GPU, cuDNN's algorit
 
 import argparse
 import functools
+import io
 import itertools
 import math
 import os
 import platform
 import time
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 
 STARTED = time.monotonic()  # before torch is imported, which may take seconds of --minutes
@@ -77,8 +78,7 @@ def make_optimizer(network, args):
     weights, options = network.parameters(), dict(weight_decay=args.weight_decay, fused=True)
     if args.optimizer == "adam":
         return torch.optim.Adam(weights, args.lr, **options)
-    options.update(momentum=args.momentum, nesterov=bool(args.nesterov))
-    sgd = torch.optim.SGD(weights, args.lr, **options)
+    sgd = torch.optim.SGD(weights, args.lr, args.momentum, nesterov=bool(args.nesterov), **options)
     for weight in network.parameters() if args.momentum else ():
         # torch leaves it as memory happens to be where float16 overflows in the first step
         sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
@@ -271,10 +271,8 @@ def require_finite(run, loss=0.0):
     if any(wrong):
         what = "loss is" if wrong[1] else "weights are"
         kept = f"ckpt.pt still holds epoch {run.epoch}" if run.epoch else "nothing was saved"
-        raise Diverged(
-            f"the {what} no longer finite in epoch {run.epoch + 1} at a rate of {run.rate:g}: "
-            f"try a lower --lr; {kept}"
-        )
+        where = f"in epoch {run.epoch + 1} at a rate of {run.rate:g}"
+        raise Diverged(f"the {what} no longer finite {where}: try a lower --lr; {kept}")
 
 
 # ---------------------------------------------------------------- the loop
@@ -308,10 +306,9 @@ def plan(run, epochs):
     if epochs:
         return epochs
     if epoch > left:
-        raise ValueError(
-            f"an epoch takes {epoch:,.0f} s here, and of --minutes {run.args.minutes:g} "
-            f"{max(0, left):,.0f} s are left for it: give more, or fewer pictures with --limit"
-        )
+        rest = f"of --minutes {run.args.minutes:g} {max(0, left):,.0f} s are left for it"
+        hint = "give more, or fewer pictures with --limit"
+        raise ValueError(f"an epoch takes {epoch:,.0f} s here, and {rest}: {hint}")
     if run.args.schedule != "cyclic":  # whose cycle depends on the number of epochs
         run.begin, run.budget = time.monotonic(), left
     print(f"planned: {int(left / epoch)} epochs of {epoch:.1f} s")
@@ -365,9 +362,7 @@ def train_steps(run, stop, progress):
 
 
 def why_stop(run, stop, pace=0.0):
-    """A signal or the time limit, if one is to stop the run now, before `pace` seconds of work;
-    all processes agree on it.
-    """
+    """Why the run is to stop before `pace` more seconds of work, or None; all processes agree."""
     late = time.monotonic() + pace + run.finishing > run.deadline
     signalled, late = predict.largest(bool(stop), late)
     if signalled:
@@ -412,10 +407,8 @@ def fit(run):
                 predict.over_all(run.totals)
                 require_finite(run)
                 save(run)
-                raise data.Failed(
-                    f"stopped by {why} in epoch {run.epoch + 1} after step {run.step}; "
-                    "--resume goes on from there"
-                )
+                where = f"epoch {run.epoch + 1} after step {run.step}"
+                raise data.Failed(f"stopped by {why} in {where}; --resume goes on from there")
             begin = time.monotonic()
             row = finish_epoch(run)
             row.update(images_per_second=speed, seconds=time.monotonic() - progress.start)
@@ -444,6 +437,8 @@ def prepare_search(args):
         begun = [path for path in runs if (path / "ckpt.pt").is_file()]
         checkpoint = to_resume(begun[0] if begun else out / "run-1")
         for row in predict.read_table(out / "search.csv")[:1]:  # where run-1 left none
+            if not {"mix", "seed"} <= row.keys():
+                raise ValueError(f"{out / 'search.csv'} is no table of a search")
             checkpoint["args"].update(augment=row["mix"], seed=int(row["seed"]))
         args = resumed_args(args, checkpoint)
     if not predict.without_one(args.augment):
@@ -585,7 +580,8 @@ def main(argv=None, started=None):
         # The caller's settings and random numbers stay as they were.
         settings.enter_context(torch.random.fork_rng(range(torch.cuda.device_count())))
         settings.enter_context(predict.environment(predict.choose_device(), args.compile))
-        settings.enter_context(predict.one_voice(args.out))
+        others = predict.processes()[0] > 0  # the first alone prints and claims the folder
+        settings.enter_context(redirect_stdout(io.StringIO()) if others else data.claimed(args.out))
         if args.search:
             args, dataset = prepare_search(args)
             seeds = range(args.seed, args.seed + args.search)

@@ -98,13 +98,14 @@ def test_views_move_by_a_pixel_and_reflect_the_edge():
     assert predict.VIEWS[:2] == [(False, 0, 0), (True, 0, 0)]
 
 
-def test_logits_take_bytes_or_floats_in_any_batches_and_leave_the_mode():
+def test_logits_take_bytes_or_floats_however_many_and_leave_the_mode():
     network = models.build_model("v14", 5, width=8).train()
-    images = torch.randint(0, 256, (33, 3, 16, 16), dtype=torch.uint8)
+    images = torch.randint(0, 256, (70, 3, 16, 16), dtype=torch.uint8)
     whole = predict.logits(network, images, precision=torch.float32)
     assert network.training and whole.dtype == torch.float32 and not whole.requires_grad
-    parts = predict.logits(network, images.float() / 255, precision=torch.float32, batch_size=7)
-    assert torch.allclose(whole, parts, atol=1e-5)
+    few = (images.float() / 255).split(7)
+    parts = [predict.logits(network, some, precision=torch.float32) for some in few]
+    assert torch.allclose(whole, torch.cat(parts), atol=1e-5)
 
 
 def test_the_score_is_that_of_training_on_what_training_did_not_see(trained, here, capsys):
@@ -296,7 +297,9 @@ def test_runs_are_compared_in_a_table_and_a_picture(trained, here, capsys):
     assert {(0, 0x72, 0xB2), (0xD5, 0x5E, 0), (0, 0x9E, 0x73)} <= colours
     refused(capsys, ["--compare", "other", "nowhere"], "there is no nowhere: --compare takes")
     refused(capsys, ["--compare", "other", "final"], "final holds no log.csv of a run")
-    for text in ("epoch,val_acc\n1,x\n", "epoch,val_acc\n1,0.5\n", "epoch,val_acc\n"):
+    header, row = "epoch,train_acc,val_acc,seconds\n", ",0.1,0.1,1\n"
+    texts = ["epoch,val_acc\n1,x\n", "epoch,val_acc\n1,0.5\n", header, f"{header}1{row}0{row}"]
+    for text in [*texts, f"{header}1{row}{row}3{row}"]:  # edited, or merged of two runs
         (here / "other" / "log.csv").write_text(text)
         refused(capsys, ["--compare", "other"], "other holds no log.csv of a run")
     (here / "other" / "log.csv").unlink()
@@ -310,6 +313,13 @@ def refused(capsys, argv, *words):
     assert stop.value.code == 2 and error.count("\n") == 1
     for word in words:
         assert word in error, error
+
+
+def test_what_is_to_be_written_is_looked_at_before_the_work(trained, tmp_path, monkeypatch, capsys):
+    for name, argv in (("submission.csv", []), ("scores.csv", ["--score"])):
+        (tmp_path / name / name).mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / name)
+        refused(capsys, [trained[1] / "ckpt.pt", *argv], f"--out {name} is a folder: name a file")
 
 
 def test_a_wrong_thing_is_one_sentence_and_nothing_is_written(trained, here, capsys):
@@ -333,6 +343,7 @@ def test_a_wrong_thing_is_one_sentence_and_nothing_is_written(trained, here, cap
     refused(capsys, [checkpoint, "--out", "nothing"], "--out nothing is a folder: name a file")
     refused(capsys, [checkpoint, "--out", checkpoint], "should be a .csv file")
     refused(capsys, [checkpoint, "--out", "no/x.csv"], "--out no/x.csv: there is no folder no")
+    refused(capsys, ["--compare", out, "--out", "x.csv"], "--out x.csv should be a .png file")
     refused(capsys, [checkpoint, "--data", "broken.png"], "broken.png (not a picture)")
     refused(
         capsys, [checkpoint, "--data", other, "--score"], "is not the data that this checkpoint"

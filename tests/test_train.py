@@ -574,6 +574,11 @@ def test_in_a_search_what_diverges_counts_as_chance(homework, tmp_path, monkeypa
     assert [float(known["hflip:0.5", seed]) for seed in "01"] == [1 / classes] * 2
     # The first run has left nothing, the second is another seed's: the same command goes on.
     train.main([*flags, "--seed", "0", "--resume", "--out", str(tmp_path)])
+    table = (tmp_path / "search.csv").read_text()
+    (tmp_path / "search.csv").write_text(table.replace(",", ";"))  # as some spreadsheets save it
+    with pytest.raises(SystemExit) as stop:
+        train.main([*flags, "--resume", "--out", str(tmp_path)])
+    assert stop.value.code == 2 and "is no table of a search" in capsys.readouterr().err
 
 
 def test_a_search_without_anything_to_leave_out_is_refused(homework, tmp_path, capsys):
