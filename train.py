@@ -54,9 +54,9 @@ RECIPES = {
     ),
     # Ours for a GPU, minutes of a large one or a night of a small one: wide, with pictures mixed.
     "best": dict(
-        model="v16:stride=1,depth=2,width=128,first=1", grow=24, augment="hflip,shift", lr=0.2,
-        warmup=0.025, schedule="linear", epochs=200, batch_size=256, weight_decay=5e-4,
-        nesterov=True, label_smoothing=0.1, mixup=0.2, cutmix=1.0,
+        model="v16:stride=1,depth=2,width=128,first=1,dropout=0.1", grow=24,
+        augment="hflip,shift", lr=0.2, warmup=0.025, schedule="linear", epochs=200, batch_size=256,
+        weight_decay=1e-3, nesterov=True, label_smoothing=0.1, mixup=0.2, cutmix=1.0,
     ),
 }  # fmt: skip
 DEFAULTS = dict(RECIPES["report"], recipe="report", out=".", seed=0)

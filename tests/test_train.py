@@ -854,6 +854,7 @@ def test_the_recipe_best_has_the_network_that_was_measured():
     network = models.build_model(name, 200, **options)
     assert sum(p.numel() for p in network.parameters()) == 11_190_600
     assert (options["stride"], options["zero_init"], options["avg_down"]) == (1, False, True)
+    assert (options["dropout"], train.RECIPES["best"]["weight_decay"]) == (0.1, 1e-3)
     assert [len(group) for group in network.groups] == [2, 2, 2]
     assert [group[0].conv1.out_channels for group in network.groups] == [128, 256, 512]
 
