@@ -299,9 +299,12 @@ def write_table(path, header, rows):
 
 
 def read_table(path):
-    """The rows of a CSV file as dicts; none where there is no file."""
+    """The rows of a CSV file as dicts; none where there is no file; ValueError for no table."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return list(csv.DictReader(io.StringIO(text)))
+    try:
+        return list(csv.DictReader(io.StringIO(text)))
+    except csv.Error as error:
+        raise ValueError(f"{path} is not a table: {error}") from None
 
 
 def submit(networks, checkpoint, args):
@@ -726,12 +729,11 @@ def read_run(path):
     if not Path(path).exists():
         raise ValueError(f"there is no {path}: --compare takes folders of runs, or files in them")
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    with suppress(ValueError, LookupError, TypeError, csv.Error):  # a table, but of something else
+    with suppress(ValueError, LookupError, TypeError):  # of something else, or no validation
         rows = read_table(folder / "log.csv")
         rows = [{k: float(x) if x else "" for k, x in row.items()} for row in rows]
-        known = all(row["train_acc"] >= 0 <= row["seconds"] for row in rows)
-        numbered = [row["epoch"] for row in rows] == [*range(1, len(rows) + 1)]
-        if known and numbered and rows[-1]["val_acc"] != "":
+        known = [r["train_acc"] >= 0 <= r["seconds"] and 0 <= r["val_acc"] <= 1 for r in rows]
+        if rows and all(known) and [r["epoch"] for r in rows] == [*range(1, len(rows) + 1)]:
             return rows
     raise ValueError(f"{path} holds no log.csv of a run with a validation part to compare")
 

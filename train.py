@@ -436,10 +436,12 @@ def prepare_search(args):
     if args.resume:
         begun = [path for path in runs if (path / "ckpt.pt").is_file()]
         checkpoint = to_resume(begun[0] if begun else out / "run-1")
-        for row in predict.read_table(out / "search.csv")[:1]:  # where run-1 left none
-            if not {"mix", "seed"} <= row.keys():
-                raise ValueError(f"{out / 'search.csv'} is no table of a search")
-            checkpoint["args"].update(augment=row["mix"], seed=int(row["seed"]))
+        if begun[:1] != [out / "run-1"]:  # it diverged: what the search is of, the table alone says
+            try:
+                row = predict.read_table(out / "search.csv")[0]
+                checkpoint["args"].update(augment=row["mix"], seed=int(row["seed"]))
+            except (ValueError, LookupError, TypeError):
+                raise ValueError(f"{out / 'search.csv'} is not as the search wrote it") from None
         args = resumed_args(args, checkpoint)
     if not predict.without_one(args.augment):
         raise ValueError(f"--augment {args.augment} has nothing that a search could leave out")
@@ -580,8 +582,8 @@ def main(argv=None, started=None):
         # The caller's settings and random numbers stay as they were.
         settings.enter_context(torch.random.fork_rng(range(torch.cuda.device_count())))
         settings.enter_context(predict.environment(predict.choose_device(), args.compile))
-        others = predict.processes()[0] > 0  # the first alone prints and claims the folder
-        settings.enter_context(redirect_stdout(io.StringIO()) if others else data.claimed(args.out))
+        rank = predict.processes()[0]  # the first alone prints and claims the folder
+        settings.enter_context(redirect_stdout(io.StringIO()) if rank else data.claimed(args.out))
         if args.search:
             args, dataset = prepare_search(args)
             seeds = range(args.seed, args.seed + args.search)

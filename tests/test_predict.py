@@ -299,7 +299,8 @@ def test_runs_are_compared_in_a_table_and_a_picture(trained, here, capsys):
     refused(capsys, ["--compare", "other", "final"], "final holds no log.csv of a run")
     header, row = "epoch,train_acc,val_acc,seconds\n", ",0.1,0.1,1\n"
     texts = ["epoch,val_acc\n1,x\n", "epoch,val_acc\n1,0.5\n", header, f"{header}1{row}0{row}"]
-    for text in [*texts, f"{header}1{row}{row}3{row}"]:  # edited, or merged of two runs
+    texts += [f"{header}1{row}{row}3{row}", f"{header}1,0.1,nan,1\n", f"{header}{'1' * 200_000}\n"]
+    for text in texts:  # edited, merged of two runs, or of something else
         (here / "other" / "log.csv").write_text(text)
         refused(capsys, ["--compare", "other"], "other holds no log.csv of a run")
     (here / "other" / "log.csv").unlink()

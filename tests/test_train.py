@@ -575,10 +575,20 @@ def test_in_a_search_what_diverges_counts_as_chance(homework, tmp_path, monkeypa
     # The first run has left nothing, the second is another seed's: the same command goes on.
     train.main([*flags, "--seed", "0", "--resume", "--out", str(tmp_path)])
     table = (tmp_path / "search.csv").read_text()
-    (tmp_path / "search.csv").write_text(table.replace(",", ";"))  # as some spreadsheets save it
-    with pytest.raises(SystemExit) as stop:
-        train.main([*flags, "--resume", "--out", str(tmp_path)])
-    assert stop.value.code == 2 and "is no table of a search" in capsys.readouterr().err
+    header = table.splitlines()[0]
+    texts = [
+        table.replace(",", ";"),
+        f"{header}\nhflip\n",
+        f"{header}\n{'x' * 200_000}\n",
+        "\0",
+        "",
+    ]
+    for text in texts:  # as some spreadsheets save it; cut short; too long; no text; empty
+        (tmp_path / "search.csv").write_text(text)
+        with pytest.raises(SystemExit) as stop:
+            train.main([*flags, "--resume", "--out", str(tmp_path)])
+        assert stop.value.code == 2
+        assert "search.csv is not as the search wrote it" in capsys.readouterr().err
 
 
 def test_a_search_without_anything_to_leave_out_is_refused(homework, tmp_path, capsys):
