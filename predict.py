@@ -240,7 +240,8 @@ def predict(networks, images, views=1, precision=None, side=0):
     """
     if not 1 <= views <= len(VIEWS):
         raise ValueError(f"--views {views} should be from 1 to {len(VIEWS)}")
-    progress, total = data.Progress("answering", len(images) * len(networks) * views), 0
+    progress = data.Progress("answering", len(images) * len(networks) * views)
+    total = 0
     for network, view in itertools.product(networks, VIEWS[:views]):
         answers = logits(network, images, view, precision, progress=progress, side=side)
         total = total + answers.softmax(1).cpu()
@@ -265,7 +266,7 @@ def load_run(path, device="cpu"):
             and all({"val_loss", "val_acc"} <= row.keys() for row in rows)
             and all(type(x) is float or (type(x) is int and abs(x) < 1e99) or x == ""
                     for row in rows for x in row.values())  # before anything is compared
-            and saved["epoch"] == len(rows) and all(r["epoch"] == n for n, r in enumerate(rows, 1))
+            and saved["epoch"] == len(rows) and in_order(rows)
             and all(0 <= row[key] < 1e99 for row in rows for key in logged)
         ):  # fmt: skip
             return network, saved
@@ -298,6 +299,11 @@ def write_table(path, header, rows):
     data.write_file(path, lambda file: file.write(content))
 
 
+def in_order(rows):
+    """Whether the epochs of a log are 1, 2, 3 and so on."""
+    return all(row["epoch"] == number for number, row in enumerate(rows, start=1))
+
+
 def read_table(path):
     """The rows of a CSV file as dicts; none where there is no file; ValueError for no table."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -325,7 +331,8 @@ def submit(networks, checkpoint, args):
     if dataset and dataset.test_ids:
         images, ids, columns = dataset.test_images, dataset.test_ids, dataset.columns
     elif source:
-        (images, ids), columns = data.load_pictures(source, size), ("Id", "Category")
+        images, ids = data.load_pictures(source, size)
+        columns = data.Dataset.columns
         print(f"{source} has no test part: all its {len(ids):,} pictures are answered")
     else:
         other = "--score answers labelled ones that training did not see, --data FOLDER any"
@@ -343,7 +350,8 @@ def submit(networks, checkpoint, args):
 def unseen(dataset, checkpoints):
     """[(name, images, labels, ids)] of the labelled parts that none of the networks trained on."""
     seen = torch.zeros(len(dataset.labels), dtype=torch.bool)
-    for run in (checkpoint["args"] for checkpoint in checkpoints):
+    for checkpoint in checkpoints:
+        run = checkpoint["args"]
         seen[data.parts(dataset, run["val"], run["seed"])[0]] = True
     left = dataset.take((~seen).nonzero().flatten())
     parts = [("validation", left.images, left.labels, left.ids)] if left.ids else []
@@ -733,7 +741,7 @@ def read_run(path):
         rows = read_table(folder / "log.csv")
         rows = [{k: float(x) if x else "" for k, x in row.items()} for row in rows]
         known = [r["train_acc"] >= 0 <= r["seconds"] and 0 <= r["val_acc"] <= 1 for r in rows]
-        if rows and all(known) and [r["epoch"] for r in rows] == [*range(1, len(rows) + 1)]:
+        if rows and all(known) and in_order(rows):
             return rows
     raise ValueError(f"{path} holds no log.csv of a run with a validation part to compare")
 

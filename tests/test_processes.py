@@ -14,8 +14,8 @@ pytestmark = pytest.mark.usefixtures("on_cpu")  # of which a machine has more th
 SCRIPT = """
 import os, pathlib, signal, time
 import numpy as np
-from torch import nn
 import torch
+from torch import nn
 from torchvision import datasets
 import models, predict, train
 

@@ -578,13 +578,13 @@ def test_in_a_search_what_diverges_counts_as_chance(homework, tmp_path, monkeypa
     table = (tmp_path / "search.csv").read_text()
     header = table.splitlines()[0]
     texts = [
-        table.replace(",", ";"),
-        f"{header}\nhflip\n",
-        f"{header}\n{'x' * 200_000}\n",
+        table.replace(",", ";"),  # as some spreadsheets save it
+        f"{header}\nhflip\n",  # cut short
+        f"{header}\n{'x' * 200_000}\n",  # a field longer than csv reads
         "\0",
         "",
     ]
-    for text in texts:  # as some spreadsheets save it; cut short; too long; no text; empty
+    for text in texts:
         (tmp_path / "search.csv").write_text(text)
         with pytest.raises(SystemExit) as stop:
             train.main([*flags, "--resume", "--out", str(tmp_path)])
