@@ -46,7 +46,7 @@ RECIPES = {
         model="v14", augment=augment.REPORT_MIX, optimizer="sgd", lr=0.5, schedule="cosine",
         epochs=40, batch_size=64, momentum=0.9, weight_decay=1e-4,
     ),
-    # Ours for a CPU or a small GPU, from five minutes to a night.
+    # Ours for a CPU or a small GPU, from five minutes to an hour or two.
     "quick": dict(
         model="v16:tail=1,path_width=32", grow=24, augment="hflip,shift", lr=0.45, warmup=0.1,
         schedule="linear", epochs=20, batch_size=128, weight_decay=2e-4, nesterov=True,
