@@ -192,7 +192,7 @@ class Run:
         network = models.build_model(
             self.model, len(self.classes), self.mean, self.std, **self.options
         )
-        layout = predict.memory_format(network, self.device, self.precision)
+        layout = predict.memory_format(network, self.device)
         self.network = self.forward = network.to(self.device, memory_format=layout)
         if self.world > 1:  # averages gradients; each process's batch norm sees its own part
             self.forward = DistributedDataParallel(self.network)

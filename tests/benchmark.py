@@ -165,7 +165,7 @@ def write_pictures(folder, count, size):
 def a_step(name, args, device, precision, layout=None, compiled=False, batch=None):
     """A function that makes one training step of a network on one resident batch, or on batch()."""
     network = models.build_model(name, 200)
-    layout = layout or predict.memory_format(network, device, precision)
+    layout = layout or predict.memory_format(network, device)
     network = network.to(device, memory_format=layout)
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
     resident = torch.rand(args.batch_size, 3, args.size, args.size, device=device)

@@ -65,7 +65,7 @@ LINES = {
     0.563: "the best public result, 13.4 hours of a GPU",
 }
 COLUMNS = "data racer flags minutes seed val_acc epochs took gflops date machine settings".split()
-KEY = "data settings minutes seed".split()  # of two runs that are the same
+KEY = "data settings minutes seed machine".split()  # of two runs that are the same
 
 
 def settings(flags):
@@ -109,31 +109,51 @@ def race(name, flags, minutes, seed, args):
 
 
 def summarised(rows):
-    """{(racer, minutes): accuracies, a seed each}"""
+    """{(racer, machine, minutes): its rows, a seed each}, sorted."""
     found = {}
     for row in rows:
-        found.setdefault((row["racer"], float(row["minutes"])), []).append(float(row["val_acc"]))
-    return found
+        key = row["racer"], row["machine"], float(row["minutes"])
+        found.setdefault(key, []).append(row)
+    return dict(sorted(found.items()))
+
+
+def mean_and_spread(runs):
+    values = [float(row["val_acc"]) for row in runs]
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def between(runs, column):
+    least, most = (pick(int(row[column]) for row in runs) for pick in (min, max))
+    return f"{least} to {most}" if least < most else f"{least}"
 
 
 def write_table(rows, path):
     """The runs as Markdown: mean and spread over seeds."""
-    lines = ["| what | minutes | seeds | validation accuracy | epochs |", "| --- |" + " --- |" * 4]
-    for (racer, minutes), values in sorted(summarised(rows).items()):
-        spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-        mine = [row for row in rows if (row["racer"], float(row["minutes"])) == (racer, minutes)]
-        epochs = sorted(int(row["epochs"]) for row in mine)
-        shown = f"{epochs[0]} to {epochs[-1]}" if epochs[0] < epochs[-1] else epochs[0]
-        mean = statistics.mean(values)
-        lines.append(f"| {racer} | {minutes:g} | {len(values)} | {mean:.4f}{spread} | {shown} |")
+    head = "what | minutes | seeds | validation accuracy | epochs | GFLOP/s | machine".split(" | ")
+    lines = [head, ["---"] * len(head)]
+    for (racer, machine, minutes), runs in summarised(rows).items():
+        mean, spread = mean_and_spread(runs)
+        spread = f" ± {spread:.4f}" if len(runs) > 1 else ""
+        counts = [between(runs, "epochs"), between(runs, "gflops")]
+        lines.append([racer, f"{minutes:g}", len(runs), f"{mean:.4f}{spread}", *counts, machine])
+    lines = ["| " + " | ".join(map(str, line)) + " |" for line in lines]
     text = ("\n".join(lines) + "\n").encode()
     data.write_file(path, lambda file: file.write(text))
 
 
+def dot(pen, x, y, colour, number):
+    """Of the first machine full, of the others hollow."""
+    pen.ellipse([x - 8, y - 8, x + 8, y + 8], "white" if number else colour, colour, 4)
+
+
 def draw(rows):
-    """Accuracy against minutes, logarithmic; every run a dot, means joined: a Pillow picture."""
-    title = "Validation accuracy against minutes on this machine's cores"
-    canvas, pen = data.blank(2080, 1120, title, 28)  # in half pixels, as predict.py's charts
+    """Accuracy against minutes, logarithmic; every run a dot, means of a machine joined: a Pillow
+    picture.
+    """
+    title = "Validation accuracy against minutes"
+    machines = sorted({row["machine"] for row in rows})
+    # In half pixels, as predict.py's charts.
+    canvas, pen = data.blank(2080, 1080 + 36 * len(machines), title, 28)
     left, right, top, low = 160, 1920, 120, 980
     minutes = [float(row["minutes"]) for row in rows]
     first, last = math.log(min(minutes) / 1.3), math.log(max(minutes) * 1.3)
@@ -152,15 +172,17 @@ def draw(rows):
     for value, text in LINES.items():
         y = point(minutes[0], value)[1]
         pen.line([(left, y), (right, y)], "#666666", 2)
-        pen.text((left + 16, y - 6), f"{value:g}: {text}", "#444444", anchor="ls")
-    for name, (_, colour) in RACERS.items():
-        known = sorted((m, v) for (racer, m), v in summarised(rows).items() if racer == name)
-        means = [point(m, statistics.mean(values)) for m, values in known]
+        pen.text((right - 16, y - 6), f"{value:g}: {text}", "#444444", anchor="rs")
+    for number, machine in enumerate(machines):
+        dot(pen, 180, 1076 + 36 * number, "black", number)
+        pen.text((204, 1076 + 36 * number), machine, "black", anchor="lm")
+    for (name, (_, colour)), machine in itertools.product(RACERS.items(), machines):
+        known = [(m, r) for (*of, m), r in summarised(rows).items() if of == [name, machine]]
+        means = [point(m, mean_and_spread(runs)[0]) for m, runs in known]
         if len(means) > 1:
             pen.line(means, colour, 4)
-        for m, values in known:
-            for x, y in (point(m, value) for value in values):
-                pen.ellipse([x - 8, y - 8, x + 8, y + 8], colour)
+        for m, row in ((m, row) for m, runs in known for row in runs):
+            dot(pen, *point(m, float(row["val_acc"])), colour, machines.index(machine))
         if means:
             pen.text((means[-1][0] + 20, means[-1][1]), name, colour, anchor="lm")
     return canvas.reduce(2)
