@@ -354,7 +354,7 @@ def test_a_wrong_thing_is_one_sentence_and_nothing_is_written(trained, here, cap
     assert sorted(here.rglob("*")) == before
 
 
-def test_precision_follows_what_the_hardware_multiplies_in(monkeypatch):
+def test_precision_and_layout_follow_what_the_hardware_multiplies_in(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert predict.choose_precision(cpu) in (torch.bfloat16, torch.float32)
     for capability, precision in {
@@ -365,13 +365,17 @@ def test_precision_follows_what_the_hardware_multiplies_in(monkeypatch):
     }.items():
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
         assert predict.choose_precision(gpu) == precision
-    for flags, precision in {
-        "flags : fpu avx512f avx512_bf16 ht": torch.bfloat16,
-        "flags : fpu amx_bf16 amx_tile": torch.bfloat16,
-        "flags : fpu avx2 avx512f": torch.float32,
-    }.items():
+    network = models.build_model("v16", 2)
+    for flags, *chosen in (
+        ("flags : fpu avx512f avx512_bf16 ht", torch.bfloat16, torch.channels_last),
+        ("flags : fpu amx_bf16 amx_tile", torch.bfloat16, torch.contiguous_format),
+        ("flags : fpu avx2 avx512f", torch.float32, torch.channels_last),
+    ):
         monkeypatch.setattr(Path, "read_text", lambda path, text=flags: text)
-        assert predict.choose_precision(cpu) == precision
+        assert [predict.choose_precision(cpu), predict.memory_format(network, cpu)] == chosen
+        assert predict.memory_format(network, gpu) == torch.channels_last
+    thin = models.build_model("v16", 2, width=8, first=0.5)  # 1x1 convolutions of 4 channels
+    assert predict.memory_format(thin, cpu) == torch.contiguous_format
 
 
 def test_a_card_without_kernels_is_known():
