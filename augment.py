@@ -68,8 +68,8 @@ def shift(images, generator, strength):
     moved = (uniform(0, 1, (2, count, 1), images, generator) * (2 * strength + 1)).floor().long()
     x, y = (p.flatten() - strength for p in pixels(images))
     x, y = reflected(x + moved[0], width).long(), reflected(y + moved[1], height).long()
-    images = images.gather(2, y[:, None, :, None].expand(-1, channels, -1, width))
-    return images.gather(3, x[:, None, None, :].expand(-1, channels, height, -1))
+    places = (y[:, None, :, None] * width + x[:, None, None, :]).expand(-1, channels, -1, -1)
+    return images.flatten(2).gather(2, places.flatten(2)).view_as(images)
 
 
 def elastic(images, generator, strength):
