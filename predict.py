@@ -96,8 +96,8 @@ def memory_format(network, device):
     """How a network's weights lie in memory: channels last, where that is sound and not slow.
 
     On a CPU, 1x1 convolutions of fewer than 8 channels then write past the end of their memory
-    (torch 2.14 with AVX2). With AVX-512 BF16 a step was seen to be 4 to 25 % faster, on another
-    processor 70 % slower: with AMX, where it was not measured, contiguous is the safe one.
+    (torch 2.14 with AVX2). With AVX-512 BF16 a step was seen to take 3 to 23 % less time, on
+    another processor 70 % more: with AMX, where it was not measured, contiguous is the safe one.
     """
     convolutions = (m for m in network.modules() if isinstance(m, torch.nn.Conv2d))
     thin = any(m.kernel_size == (1, 1) and m.in_channels < 8 for m in convolutions)

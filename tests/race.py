@@ -6,8 +6,8 @@
 
 Minutes are by the wall clock, from the start of the process to its last checkpoint. Accuracy is
 that of the last epoch on a tenth of the labelled pictures. Each run has the machine to itself;
-finished ones are kept in race.csv (in --results, by default tests/) and never made again; one that
-was killed begins anew. After each run race.md and race.png are drawn anew.
+finished ones are kept in race.csv (in --results, by default tests/) and not made again on the same
+--machine; one that was killed begins anew. After each run race.md and race.png are drawn anew.
 """
 
 import argparse
@@ -117,9 +117,8 @@ def summarised(rows):
     return dict(sorted(found.items()))
 
 
-def mean_and_spread(runs):
-    values = [float(row["val_acc"]) for row in runs]
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+def accuracies(runs):
+    return [float(row["val_acc"]) for row in runs]
 
 
 def between(runs, column):
@@ -132,10 +131,11 @@ def write_table(rows, path):
     head = "what | minutes | seeds | validation accuracy | epochs | GFLOP/s | machine".split(" | ")
     lines = [head, ["---"] * len(head)]
     for (racer, machine, minutes), runs in summarised(rows).items():
-        mean, spread = mean_and_spread(runs)
-        spread = f" ± {spread:.4f}" if len(runs) > 1 else ""
+        accuracy = f"{statistics.mean(accuracies(runs)):.4f}"
+        if len(runs) > 1:
+            accuracy += f" ± {statistics.stdev(accuracies(runs)):.4f}"
         counts = [between(runs, "epochs"), between(runs, "gflops")]
-        lines.append([racer, f"{minutes:g}", len(runs), f"{mean:.4f}{spread}", *counts, machine])
+        lines.append([racer, f"{minutes:g}", len(runs), accuracy, *counts, machine])
     lines = ["| " + " | ".join(map(str, line)) + " |" for line in lines]
     text = ("\n".join(lines) + "\n").encode()
     data.write_file(path, lambda file: file.write(text))
@@ -178,11 +178,11 @@ def draw(rows):
         pen.text((204, 1076 + 36 * number), machine, "black", anchor="lm")
     for (name, (_, colour)), machine in itertools.product(RACERS.items(), machines):
         known = [(m, r) for (*of, m), r in summarised(rows).items() if of == [name, machine]]
-        means = [point(m, mean_and_spread(runs)[0]) for m, runs in known]
+        means = [point(m, statistics.mean(accuracies(runs))) for m, runs in known]
         if len(means) > 1:
             pen.line(means, colour, 4)
-        for m, row in ((m, row) for m, runs in known for row in runs):
-            dot(pen, *point(m, float(row["val_acc"])), colour, machines.index(machine))
+        for m, value in ((m, value) for m, runs in known for value in accuracies(runs)):
+            dot(pen, *point(m, value), colour, machines.index(machine))
         if means:
             pen.text((means[-1][0] + 20, means[-1][1]), name, colour, anchor="lm")
     return canvas.reduce(2)
@@ -237,7 +237,7 @@ def main(argv=None):
             range(args.seeds), args.minutes, args.only or args.known
         ):
             rows, flags = predict.read_table(table), args.known[racer]
-            run = [Path(args.data).name, settings(flags), f"{minutes:g}", str(seed)]
+            run = [Path(args.data).name, settings(flags), f"{minutes:g}", str(seed), args.machine]
             if run in [[r[key] for key in KEY] for r in rows]:
                 continue
             row = race(racer, flags, minutes, seed, args)

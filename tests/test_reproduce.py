@@ -31,6 +31,27 @@ def test_each_racer_and_ablation_is_a_command_that_train_takes_and_differs_from_
     assert len(benchmark.PARTS) >= 6
 
 
+def test_a_finished_run_of_the_race_is_made_again_on_another_machine_alone(tmp_path, monkeypatch):
+    made = []
+
+    def run(name, flags, minutes, seed, args):
+        made.append((seed, args.machine))
+        measured = dict(val_acc="0.4", epochs="3", took="1", gflops="100", date="")
+        given = dict(minutes=f"{minutes:g}", seed=seed, machine=args.machine)
+        told = dict(data="here.zip", racer=name, flags=flags, settings=race.settings(flags))
+        return {**measured, **given, **told}
+
+    monkeypatch.setattr(race, "race", run)
+    monkeypatch.setattr(race, "gigaflops", lambda: 100.0)
+    out = ["--out", str(tmp_path / "runs"), "--results", str(tmp_path)]
+    for machine in ("a", "a", "b"):
+        given = ["--data", "here.zip", "--only", "quick", "--seeds", "2", "--machine", machine]
+        race.main([*given, *out])
+    assert made == [(0, "a"), (1, "a"), (0, "b"), (1, "b")]
+    table = (tmp_path / "race.md").read_text().splitlines()
+    assert [line.split(" | ")[2] for line in table[2:]] == ["2", "2"]  # seeds of each machine
+
+
 @pytest.mark.parametrize("scale", list(reproduce.SCALES))
 def test_each_run_is_a_command_that_train_takes_and_decides_a_row(scale):
     decided = {name for row in reproduce.LEDGER for name in reproduce.names_in(row)}
