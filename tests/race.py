@@ -36,6 +36,7 @@ import train  # noqa: E402
 # Name: flags of train.py, and its colour (told apart by the colour-blind: Okabe and Ito).
 RACERS = {
     "quick": ("--recipe quick", "#0072B2"),
+    "long": ("--recipe long", "#009E73"),
     "resnet18": ("--model resnet18 --lr 0.1 --augment clean+hflip --schedule cyclic", "#E69F00"),
     "v14": ("--recipe report", "#D55E00"),
 }
