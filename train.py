@@ -50,8 +50,8 @@ RECIPES = {
     ),
     # For a CPU or a small GPU, from five minutes to an hour.
     "quick": dict(OURS, model="v16:tail=1,path_width=32", lr=0.45, epochs=20, weight_decay=2e-4),
-    # For hours of these: wider, as it sees each picture more often, and the more regularised.
-    "long": dict(OURS, model="v16:tail=1,path_width=32,width=160,dropout=0.1", lr=0.2, epochs=45,
+    # For hours of these: wider, as it sees each picture more often, and more regularised.
+    "long": dict(OURS, model="v16:tail=1,path_width=32,width=160", lr=0.2, epochs=45,
                  weight_decay=5e-4, mixup=0.1),
     # For minutes of a large GPU or a night of a small one: wide, deep, with pictures mixed.
     "best": dict(OURS, model="v16:stride=1,depth=2,width=128,first=1,dropout=0.1", lr=0.2,
