@@ -48,9 +48,9 @@ RECIPES = {
         model="v14", augment=augment.REPORT_MIX, optimizer="sgd", lr=0.5, schedule="cosine",
         epochs=40, batch_size=64, momentum=0.9, weight_decay=1e-4,
     ),
-    # For a CPU or a small GPU, from five minutes to an hour.
+    # For a CPU or a small GPU, from five minutes to two hours.
     "quick": dict(OURS, model="v16:tail=1,path_width=32", lr=0.45, epochs=20, weight_decay=2e-4),
-    # For hours of these: wider, as it sees each picture more often, and more regularised.
+    # From two hours of these to a night: wider, as it sees each picture more often, and more regularised.
     "long": dict(OURS, model="v16:tail=1,path_width=32,width=160", lr=0.2, epochs=45,
                  weight_decay=5e-4, mixup=0.1),
     # For minutes of a large GPU or a night of a small one: wide, deep, with pictures mixed.
