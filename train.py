@@ -50,7 +50,7 @@ RECIPES = {
     ),
     # For a CPU or a small GPU, from five minutes to two hours.
     "quick": dict(OURS, model="v16:tail=1,path_width=32", lr=0.45, epochs=20, weight_decay=2e-4),
-    # From two hours of these to a night: wider, as it sees each picture more often, and more regularised.
+    # From two hours to a night of these: wider, since each picture is seen often, more regularised.
     "long": dict(OURS, model="v16:tail=1,path_width=32,width=160", lr=0.2, epochs=45,
                  weight_decay=5e-4, mixup=0.1),
     # For minutes of a large GPU or a night of a small one: wide, deep, with pictures mixed.
