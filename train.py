@@ -55,7 +55,8 @@ RECIPES = {
                  weight_decay=5e-4, mixup=0.1),
     # For minutes of a large GPU or a night of a small one: wide, deep, with pictures mixed.
     "best": dict(OURS, model="v16:stride=1,depth=2,width=128,first=1,dropout=0.1", lr=0.2,
-                 warmup=0.025, epochs=200, batch_size=256, weight_decay=1e-3, mixup=0.2, cutmix=1),
+                 warmup=0.025, batch_size=256, epochs=200, weight_decay=1e-3, mixup=0.2,
+                 cutmix=1.0),
 }  # fmt: skip
 DEFAULTS = dict(RECIPES["report"], recipe="report", out=".", seed=0)
 DEFAULTS.update(warmup=0, label_smoothing=0, mixup=0, cutmix=0)
