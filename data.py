@@ -1084,6 +1084,8 @@ def check_out(path, suffix=".png"):
         raise ValueError(f"--out {path} should be a {suffix} file")
     if not Path(path).parent.is_dir():
         raise ValueError(f"--out {path}: there is no folder {Path(path).parent}")
+    if Path(path).name == "labels.csv":
+        raise ValueError(f"--out {path}: a data set's answers have this name, choose another")
 
 
 def set_aside(*paths):

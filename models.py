@@ -349,7 +349,7 @@ class V16(V14):
     narrower first group, whose maps are the largest. The recipe quick also has a bottleneck in the
     last group, whose maps are the smallest, and paths of 32 channels.
     200 classes: 1.18 M parameters; 0.036, 0.065, 0.101 GFLOP forward at 24, 32, 40 px; so as quick
-    has it 0.76 M; 0.023, 0.041, 0.063 GFLOP.
+    has it 0.76 M; 0.023, 0.041, 0.063 GFLOP; as long 3.82 M; 0.111, 0.197, 0.308 GFLOP.
 
     width: half the channels of the second group. first: channels of the stem and the first group
     as a share of width, above 0 to 1. depth: basic blocks a group, 1 to 100. tail: bottlenecks

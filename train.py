@@ -505,7 +505,7 @@ FLAGS = [
     ("run", "--minutes", "M", POSITIVE, "", "end within M minutes: by as many epochs as fit; with "
      "--epochs by stopping in time, to be resumed"),
     ("run", "--resume", "", bool, "", "go on with the ckpt.pt in --out, with its flags"),
-    ("run", "--compile", "", bool, "", "by torch.compile, which takes a minute at first"),
+    ("run", "--compile", "", bool, "", "by torch.compile (a minute at first); --resume drops it"),
     ("run", "--search", "SEEDS", SEVERAL, "F11", "leave augmentations out of the mix one at a "
      "time, with so many seeds each, while that gains more than the noise"),
     ("run", "--out", "DIR", str, "", "where the files go (default: here)"),
@@ -526,7 +526,10 @@ def parse_args(argv=None, script="train.py"):
     defaults = {**DEFAULTS, **RECIPES[args.recipe or "report"]}
     if args.minutes and not args.epochs:
         defaults["epochs"] = None  # plan() counts them
-    defaults["warmup"] *= given.get("schedule", WARMED[0]) in WARMED  # a recipe's is for these
+    # What a recipe has doesn't get in the way of a flag that it can't go with.
+    defaults["warmup"] *= given.get("schedule", WARMED[0]) in WARMED
+    if not given.get("momentum", True):
+        defaults["nesterov"] = None
     return argparse.Namespace(**{**vars(args), **defaults, **given}, given=given)
 
 

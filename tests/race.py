@@ -16,7 +16,6 @@ import math
 import os
 import platform
 import shlex
-import shutil
 import signal
 import statistics
 import subprocess
@@ -41,23 +40,23 @@ RACERS = {
     "v14": ("--recipe report", "#D55E00"),
 }
 # What is left out of `quick`, or changed: name and flags.
-OURS = f"--model {train.RECIPES['quick']['model']}"
+MODEL = f"--model {train.RECIPES['quick']['model']}"
 ABLATIONS = {
     "quick": "",
     "32 px, growing from 16": "--size 32 --grow 16",
     "no growing: 40 px all along": "--grow 40",
-    "each block starts as the identity, Kaiming convolutions": f"{OURS},zero_init=true",
-    "skips that leave pixels out": f"{OURS},avg_down=false",
-    "no bottleneck in the last group": f"{OURS},tail=0",
-    "convolutions of one path": f"{OURS},path_width=0",
-    "a first group of 64 channels": f"{OURS},first=1",
+    "each block starts as the identity, Kaiming convolutions": f"{MODEL},zero_init=true",
+    "skips that leave pixels out": f"{MODEL},avg_down=false",
+    "no bottleneck in the last group": f"{MODEL},tail=0",
+    "convolutions of one path": f"{MODEL},path_width=0",
+    "a first group of 64 channels": f"{MODEL},first=1",
     "no warm-up": "--warmup 0",
     "cosine instead of linear": "--schedule cosine",
     "no label smoothing": "--label-smoothing 0",
     "no shift": "--augment hflip",
     "clean + augmented": "--augment clean+hflip,shift",
-    "four groups instead of three": f"{OURS},groups=4",
-    "two blocks a group": f"{OURS},depth=2",
+    "four groups instead of three": f"{MODEL},groups=4",
+    "two blocks a group": f"{MODEL},depth=2",
     "more weight decay": "--weight-decay 5e-4",
     "batches of 256": "--batch-size 256",
 }
@@ -91,7 +90,6 @@ def race(name, flags, minutes, seed, args):
     out = args.out / f"{words}-{minutes:g}-{seed}"
     given = ["--data", args.data, *shlex.split(flags), "--val", "0.1", "--minutes", f"{minutes:g}"]
     given += ["--seed", str(seed), "--out", str(out)]
-    shutil.rmtree(out, ignore_errors=True)  # of a run that was killed
     begin = time.time()
     command = [sys.executable, str(HERE.parent / "train.py"), *given]
     if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
@@ -194,9 +192,10 @@ def draw(rows):
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    minutes = data.number(float, "a number above 0", lambda x: x > 0)
     parser.add_argument("--data", metavar="PATH", help="as in train.py (default: what it finds)")
-    parser.add_argument("--minutes", type=minutes, nargs="+", default=[15.0], help="(default: 15)")
+    parser.add_argument(
+        "--minutes", type=train.POSITIVE, nargs="+", default=[15.0], help="(default: 15)"
+    )
     parser.add_argument("--seeds", type=data.at_least(1), default=1, help="of each (default: 1)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these alone")
     parser.add_argument("--ablate", action="store_true", help="quick with a part left out")

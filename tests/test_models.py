@@ -73,6 +73,7 @@ def test_v14_has_the_reports_size_and_cost():
     [
         ({}, 1.18, (0.036, 0.065, 0.101)),
         (dict(tail=1, path_width=32), 0.76, (0.023, 0.041, 0.063)),
+        (dict(tail=1, path_width=32, width=160), 3.82, (0.111, 0.197, 0.308)),
     ],
 )
 def test_v16_has_the_size_and_the_cost_that_it_says(options, millions, gflops):

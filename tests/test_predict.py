@@ -344,6 +344,7 @@ def test_a_wrong_thing_is_one_sentence_and_nothing_is_written(trained, here, cap
     refused(capsys, [checkpoint, "--out", "nothing"], "--out nothing is a folder: name a file")
     refused(capsys, [checkpoint, "--out", checkpoint], "should be a .csv file")
     refused(capsys, [checkpoint, "--out", "no/x.csv"], "--out no/x.csv: there is no folder no")
+    refused(capsys, [checkpoint, "--out", "labels.csv"], "--out labels.csv: a data set's answers")
     refused(capsys, ["--compare", out, "--out", "x.csv"], "--out x.csv should be a .png file")
     refused(capsys, [checkpoint, "--data", "broken.png"], "broken.png (not a picture)")
     refused(

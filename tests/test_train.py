@@ -623,6 +623,8 @@ def test_a_recipes_flags_give_way_to_those_beside_it():
     assert train.parse_args([]).recipe == "report"
     args = train.parse_args(["--recipe", "quick", "--schedule", "cyclic", "--warmup", "0.2"])
     assert args.warmup == 0.2  # which Run refuses
+    args = train.parse_args(["--recipe", "quick", "--momentum", "0"])
+    assert not args.nesterov and train.make_optimizer(torch.nn.Linear(1, 1), args)
 
 
 def test_a_short_cyclic_run_makes_one_whole_cycle():
