@@ -934,7 +934,7 @@ def sentences(script, quiet=False, interrupted="interrupted"):
 def explained(error):
     """A sentence for what torch can only stumble over; other errors are raised again."""
     text = str(error).lower()
-    if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", text):
+    if isinstance(error, MemoryError) or re.search("(out of|enough|allocate) memory", text):
         return "out of memory: try a smaller network, or train.py's --batch-size or --size"
     if re.search("connection closed|reset by peer|broken pipe|timed out", text):
         return "another process of this run ended; --resume goes on after a finished epoch"

@@ -324,28 +324,30 @@ def submit(networks, checkpoint, args):
     source, classes = args.data, checkpoint["classes"]
     # Read as for training, which made the pictures smaller where they were growing.
     size, side = int(checkpoint["args"]["size"]), checkpoint["size"]
-    if source and Path(source).is_file() and data.is_picture(source):
-        images = data.load_pictures(source, size)[0]
-        shares = predict(networks, images, args.views, side=side)[0].tolist()
-        print(f"{source}:")
-        for share, name in sorted(zip(shares, classes), reverse=True)[:5]:
-            print(f"  {share:6.1%}  {name}")
-        return
-    dataset = None
+    alone, dataset = source and Path(source).is_file() and data.is_picture(source), None
     with suppress(data.NotADataSet):
-        dataset = data.load(data.source_of(checkpoint, source), size, labelled=False)
+        if not alone:
+            dataset = data.load(data.source_of(checkpoint, source), size, labelled=False)
     if dataset and dataset.test_ids:
         images, ids, columns = dataset.test_images, dataset.test_ids, dataset.columns
     elif source:
         images, ids = data.load_pictures(source, size)
         columns = data.Dataset.columns
-        print(f"{source} has no test part: all its {len(ids):,} pictures are answered")
+        if not alone:
+            print(f"{source} has no test part: all its {len(ids):,} pictures are answered")
     else:
         other = "--score answers labelled ones that training did not see, --data FOLDER any"
         raise ValueError(f"{checkpoint['source']} has no test pictures to answer: {other}")
-    answers = predict(networks, images, args.views, side=side).argmax(1).tolist()
+    probabilities = predict(networks, images, args.views, side=side)
+    if alone:
+        print(f"{source}:")
+        for share, name in sorted(zip(probabilities[0].tolist(), classes), reverse=True)[:5]:
+            print(f"  {share:6.1%}  {name}")
+        if not args.out:
+            return
     out = args.out or "submission.csv"
     data.set_aside(out)
+    answers = probabilities.argmax(1).tolist()
     write_table(out, columns, ([i, classes[label]] for i, label in zip(ids, answers)))
     print(f"wrote {out}: {len(ids):,} answers ({','.join(columns)})")
 
@@ -797,6 +799,8 @@ def main(argv=None):
     args = parse_args(argv)
     with data.sentences("predict.py"):
         if args.compare:
+            if args.score or args.data or args.views > 1:
+                raise ValueError("--compare takes runs and --out alone")
             compare_runs(args.checkpoints, args.out or "compare.png")
             return
         data.check_out(args.out or ("scores.csv" if args.score else "submission.csv"), ".csv")

@@ -37,6 +37,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import data  # noqa: E402
 import predict  # noqa: E402
+from train import POSITIVE  # noqa: E402
 
 BIG = "vflip,elastic,gray,invert,equalize,hflip"  # the report's first big augmentation set
 FINAL = "hflip,vflip,gray"
@@ -482,9 +483,8 @@ def parse_args(argv=None):
         help="runs at a time (default: one a core)",
     )  # fmt: skip
     parser.add_argument(
-        "--minutes", type=data.number(float, "a number above 0", lambda x: x > 0),
-        default=math.inf, help="start no run after these",
-    )  # fmt: skip
+        "--minutes", type=POSITIVE, default=math.inf, help="start no run after these"
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("ledger"), help="for the runs' files (default: ledger)"
     )
@@ -501,8 +501,8 @@ def parse_args(argv=None):
 
 
 def main(argv=None):
-    args = parse_args(argv)
-    try:
+    args, stopped = parse_args(argv), "stopped; the same command goes on from here"
+    with data.sentences("reproduce.py", interrupted=stopped):
         args.data = args.data or data.find_source()
         args.out /= Path(args.data).resolve().name  # the runs of other data are others
         todo = to_do(args)
@@ -518,12 +518,6 @@ def main(argv=None):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         run_all(todo, args)
         write_table(args)
-    except (ValueError, OSError) as error:
-        print(f"reproduce.py: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("reproduce.py: stopped; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -67,6 +67,8 @@ def test_a_folder_an_archive_and_one_picture_answer_the_same(trained, here, caps
     shares = [float(line.split()[0].rstrip("%")) for line in lines[1:]]
     assert len(shares) == 3 and shares == sorted(shares, reverse=True)
     assert sum(shares) == pytest.approx(100, abs=0.2)
+    predict.main([checkpoint, "--data", f"pictures/{expected[4][0]}", "--out", "one.csv"])
+    assert table(here / "one.csv")[1:] == [expected[4]]
 
 
 def test_several_networks_and_views_are_averaged_as_probabilities():
@@ -345,6 +347,7 @@ def test_a_wrong_thing_is_one_sentence_and_nothing_is_written(trained, here, cap
     refused(capsys, [checkpoint, "--out", checkpoint], "should be a .csv file")
     refused(capsys, [checkpoint, "--out", "no/x.csv"], "--out no/x.csv: there is no folder no")
     refused(capsys, [checkpoint, "--out", "labels.csv"], "--out labels.csv: a data set's answers")
+    refused(capsys, ["--compare", out, "--score"], "--compare takes runs and --out alone")
     refused(capsys, ["--compare", out, "--out", "x.csv"], "--out x.csv should be a .png file")
     refused(capsys, [checkpoint, "--data", "broken.png"], "broken.png (not a picture)")
     refused(

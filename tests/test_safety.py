@@ -7,7 +7,6 @@ import io
 import os
 import pickle
 import resource
-import signal
 import struct
 import subprocess
 import sys
@@ -585,17 +584,3 @@ def test_a_run_is_the_same_wherever_and_whenever_it_runs(homework, tmp_path):
             row.pop("seconds"), row.pop("images_per_second")
         ends.append(end)
     assert same_tree(*ends)
-
-
-def test_sigterm_ends_the_epochs_work_in_seconds(homework, tmp_path, monkeypatch, capsys):
-    first = train.train_step
-
-    def terminated(run, epoch, step, *batch):
-        if (epoch, step) == (1, 2):
-            os.kill(os.getpid(), signal.SIGTERM)
-        return first(run, epoch, step, *batch)
-
-    monkeypatch.setattr(train, "train_step", terminated)
-    error = stopped(capsys, short_run(homework, tmp_path), 1)
-    assert "stopped by SIGTERM in epoch 2 after step 3; --resume goes on from there" in error
-    assert models.load_checkpoint(tmp_path / "ckpt.pt")[1]["resume"]["step"] == 3

@@ -141,6 +141,8 @@ def test_schedules_are_what_their_names_say():
     assert rates[0] == pytest.approx(0.01) and rates[2000] == pytest.approx(0.1)
     assert rates[1000] == pytest.approx(0.055) and rates[4000] == pytest.approx(0.01)
     assert momenta[0] == pytest.approx(0.9) and momenta[2000] == pytest.approx(0.8)
+    short, _ = schedule_of("cyclic", epochs=10, steps=10)  # one whole cycle
+    assert max(short) == short[50] == pytest.approx(0.1) and short[-1] == pytest.approx(0.0118)
     assert schedule_of("cyclic", optimizer="adam")[0][0] == pytest.approx(0.01)
     rates, _ = schedule_of("lambda")
     assert rates[::50] == pytest.approx([0.1 * 0.95**epoch for epoch in range(4)])
@@ -625,26 +627,6 @@ def test_a_recipes_flags_give_way_to_those_beside_it():
     assert args.warmup == 0.2  # which Run refuses
     args = train.parse_args(["--recipe", "quick", "--momentum", "0"])
     assert not args.nesterov and train.make_optimizer(torch.nn.Linear(1, 1), args)
-
-
-def test_a_short_cyclic_run_makes_one_whole_cycle():
-    def rates(epochs, steps):
-        args = train.parse_args(["--schedule", "cyclic", "--lr", "0.1", "--epochs", str(epochs)])
-        network = torch.nn.Linear(2, 2)
-        optimizer = train.make_optimizer(network, args)
-        schedule = train.SCHEDULES["cyclic"](optimizer, args, steps)
-        seen = []
-        for _ in range(epochs * steps):
-            seen.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            schedule.step()
-        return seen
-
-    short = rates(10, 10)
-    assert short[0] == pytest.approx(0.01) and max(short) == short[50] == pytest.approx(0.1)
-    assert short[-1] == pytest.approx(0.0118)
-    long = rates(5, 1000)
-    assert long[2000] == pytest.approx(0.1) and long[4000] == pytest.approx(0.01)
 
 
 class Clock:
