@@ -69,7 +69,7 @@ class Failed(Exception):
 
 
 class NotADataSet(ValueError):
-    """A folder or an archive in none of the layouts that describe() knows."""
+    """A folder or a file in none of the layouts that describe() knows."""
 
 
 @dataclass
@@ -229,7 +229,7 @@ class Files:
             known = f"a folder, an archive, {', '.join(CIFAR)} or demo"
             raise FileNotFoundError(f"there is no {path}: expected {known}")
         elif not self.path.is_file() or not self.path.name.lower().endswith(ARCHIVES):
-            raise ValueError(f"{path} is no data set: expected a folder or {' '.join(ARCHIVES)}")
+            raise NotADataSet(f"{path} is no data set: expected a folder or {' '.join(ARCHIVES)}")
         else:
             try:
                 self.open_archive()

@@ -324,10 +324,9 @@ def submit(networks, checkpoint, args):
     source, classes = args.data, checkpoint["classes"]
     # Read as for training, which made the pictures smaller where they were growing.
     size, side = int(checkpoint["args"]["size"]), checkpoint["size"]
-    alone, dataset = source and Path(source).is_file() and data.is_picture(source), None
+    alone, dataset = source and data.is_picture(source) and Path(source).is_file(), None
     with suppress(data.NotADataSet):
-        if not alone:
-            dataset = data.load(data.source_of(checkpoint, source), size, labelled=False)
+        dataset = data.load(data.source_of(checkpoint, source), size, labelled=False)
     if dataset and dataset.test_ids:
         images, ids, columns = dataset.test_images, dataset.test_ids, dataset.columns
     elif source:
