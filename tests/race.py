@@ -54,6 +54,8 @@ ABLATIONS = {
     "cosine instead of linear": "--schedule cosine",
     "no label smoothing": "--label-smoothing 0",
     "no shift": "--augment hflip",
+    "clean + mirrored": "--augment clean+hflip:1",
+    "shift by 2": "--augment hflip,shift=2",
     "clean + augmented": "--augment clean+hflip,shift",
     "four groups instead of three": f"{MODEL},groups=4",
     "two blocks a group": f"{MODEL},depth=2",
