@@ -54,6 +54,7 @@ ABLATIONS = {
     "cosine instead of linear": "--schedule cosine",
     "no label smoothing": "--label-smoothing 0",
     "no shift": "--augment hflip",
+    "no shift, no label smoothing": "--augment hflip --label-smoothing 0",
     "clean + mirrored": "--augment clean+hflip:1",
     "shift by 2": "--augment hflip,shift=2",
     "clean + augmented": "--augment clean+hflip,shift",

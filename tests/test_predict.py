@@ -42,6 +42,22 @@ def test_a_submission_is_the_competitions_table(trained, here):
     assert table(here / "earlier-1" / "submission.csv") == rows
 
 
+def test_a_network_whose_pictures_were_still_growing_answers_at_their_side(homework, here):
+    flags = ["--data", str(homework), "--model", TINY, "--lr", "0.1", "--val", "0.2"]
+    train.main([*flags, "--size", "32", "--grow", "16", "--epochs", "2"])  # four steps
+    network, checkpoint = models.load_checkpoint("ckpt.pt")
+    assert (checkpoint["size"], checkpoint["args"]["size"]) == (24, 32)
+    dataset = data.load(homework, 32)
+    (here / "folder").mkdir()
+    for i in range(9):
+        save_picture(dataset.images[i], here / "folder" / f"{i}.png")
+    for images, flags in (dataset.test_images, []), (dataset.images[:9], ["--data", "folder"]):
+        predict.main(["ckpt.pt", *flags])
+        expected = predict.logits(network, data.resized(images.float() / 255, 24)).argmax(1)
+        answers = [row[1] for row in table(here / "submission.csv")[1:]]
+        assert answers == [["8", "9", "10"][k] for k in expected.tolist()]
+
+
 def test_a_folder_an_archive_and_one_picture_answer_the_same(trained, here, capsys):
     source, out = trained
     checkpoint = str(out / "ckpt.pt")
